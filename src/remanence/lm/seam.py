@@ -1,0 +1,208 @@
+"""The seam: an attention function that also sees memory, and shows its queries, keys and values.
+
+`model(ids, memory=prefix)` works on any Hugging Face causal LM after `prepare(model)`: transformers hands
+unknown keyword arguments of the forward pass down to the attention function, and the function registered
+here puts the prefix's keys and values in front of the text's own. Nothing is patched and no state is kept:
+memory is an argument, and without it the model's own attention function runs untouched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from remanence.errors import UnsupportedModel
+from remanence.types import KV, Prefix
+
+BACKENDS = ("eager", "sdpa")
+_NAME = "memory|{}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one attention call worked with; keys and values include the memory's, in front.
+
+    `plain_*` are queries and keys as they are before RoPE (only where they were asked for).
+    """
+
+    query_BHTD: Tensor
+    key_BGSD: Tensor
+    value_BGSD: Tensor
+    scaling: float
+    mask: Tensor | None
+    plain_query_BHTD: Tensor | None = None
+    plain_key_BGTD: Tensor | None = None
+
+
+class Enough(Exception):
+    """Raised inside a forward pass when the last layer that was asked for has been seen."""
+
+
+@dataclass
+class Watch:
+    """Asks a forward pass to show attention at `layers`; `seen` fills as it runs.
+
+    `plain`: also the queries and keys before RoPE. `stop`: end the forward pass after the last of `layers`.
+    """
+
+    layers: frozenset[int]
+    plain: bool = False
+    stop: bool = False
+    seen: dict[int, Seen] = field(default_factory=dict)
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    _plain: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def show_plain(self, layer: int, query_BHTD: Tensor, key_BGTD: Tensor) -> None:
+        self._plain[layer] = (query_BHTD, key_BGTD)
+
+    def show(self, layer: int, seen: tuple[Tensor, Tensor, Tensor, float, Tensor | None]) -> None:
+        if layer not in self.layers:
+            return
+        query, key = self._plain.pop(layer, (None, None))
+        self.seen[layer] = Seen(*seen, plain_query_BHTD=query, plain_key_BGTD=key)
+        if self.stop and len(self.seen) == len(self.layers):
+            raise Enough
+
+
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Lets `model` take `memory=` and `watch=` in its forward pass; its weights and results stay as they are.
+
+    Raises UnsupportedModel when its attention backend is neither "eager" nor "sdpa".
+    """
+    backend = model.config._attn_implementation
+    if backend.startswith("memory|"):
+        return model
+    if backend not in BACKENDS:
+        raise UnsupportedModel(
+            f"attention backend {backend!r} cannot hide memory from single tokens",
+            "load the model with attn_implementation='sdpa' (or 'eager')",
+        )
+    _register(backend)
+    model.set_attn_implementation(_NAME.format(backend))
+    for module in attention_modules(model).values():
+        module.register_forward_pre_hook(_show_hidden, with_kwargs=True)
+    return model
+
+
+def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """The model's attention modules by layer index; layers without attention are absent."""
+    found = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and "Attention" in type(module).__name__ and index not in found:
+            found[index] = module
+    return found
+
+
+def _register(backend: str) -> None:
+    AttentionInterface.register(_NAME.format(backend), _attend_with_memory(backend))
+    # A name without a mask function would silently drop the causal mask.
+    AttentionMaskInterface.register(_NAME.format(backend), ALL_MASK_ATTENTION_FUNCTIONS[backend])
+
+
+def _base_attention(module: nn.Module, backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if backend == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[backend]
+
+
+def _attend_with_memory(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        memory: Prefix | None = None,
+        memory_hidden: Tensor | None = None,
+        watch: Watch | None = None,
+        watch_plain: Watch | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        if watch_plain is not None:
+            watch_plain.show_plain(layer, query, key)
+            return query[..., : value.shape[-1]].transpose(1, 2), None
+        kv = None if memory is None else memory(layer, memory_hidden)  # type: ignore[arg-type]
+        if kv is not None:
+            attention_mask = _widen_mask(attention_mask, query, key, kv, additive=backend == "eager")
+            key = torch.cat([_rows(kv.key_BGMD, key), key], dim=2)
+            value = torch.cat([_rows(kv.value_BGMD, value), value], dim=2)
+        if watch is not None:
+            watch.show(layer, (query, key, value, kwargs.get("scaling") or query.shape[-1] ** -0.5, attention_mask))
+        return _base_attention(module, backend)(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def _rows(memory_BGMD: Tensor, text_BGTD: Tensor) -> Tensor:
+    return memory_BGMD.to(text_BGTD.dtype).expand(len(text_BGTD), -1, -1, -1)
+
+
+def _widen_mask(mask: Tensor | None, query: Tensor, key: Tensor, kv: KV, *, additive: bool) -> Tensor | None:
+    """The text's mask with M columns in front; None where every text token may see every key."""
+    (B, _, T, _), S, M = query.shape, key.shape[2], kv.key_BGMD.shape[2]
+    if mask is None:
+        if T == 1 and kv.visible_BTM is None:
+            return None
+        # transformers left the causal mask to the kernel: upper-left, also over an empty static cache
+        mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(0 if T > 1 else S)[None, None]
+        if additive:
+            mask = _additive(mask, query.dtype)
+    visible = torch.ones(1, T, M, dtype=torch.bool, device=query.device) if kv.visible_BTM is None else kv.visible_BTM
+    visible = visible[:, None].to(query.device)
+    if mask.dtype != torch.bool:
+        visible = _additive(visible, mask.dtype)
+    rows = max(len(mask), len(visible))
+    return torch.cat([visible.expand(rows, -1, T, -1), mask.expand(rows, visible.shape[1], T, -1)], dim=-1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _show_hidden(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
+    """Gives the attention function its module's input, and a watch the queries and keys before RoPE."""
+    memory, watch = kwargs.get("memory"), kwargs.get("watch")
+    if memory is None and watch is None:
+        return args, kwargs
+    hidden_BTC = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if memory is not None:
+        kwargs["memory_hidden"] = hidden_BTC
+    if watch is not None and layer in watch.layers:
+        watch.hidden[layer] = hidden_BTC
+        if watch.plain:
+            _run_without_rope(module, args, kwargs, watch)
+    return args, kwargs
+
+
+def _run_without_rope(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], watch: Watch) -> None:
+    """Calls the family's own attention module with cos = 1 and sin = 0, up to the attention function."""
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("memory", "memory_hidden", "watch")}
+    if "position_embeddings" in kwargs:
+        kwargs["position_embeddings"] = _no_rotation(kwargs["position_embeddings"])
+    elif len(args) > 1:
+        args = (args[0], _no_rotation(args[1]), *args[2:])
+    with torch.no_grad():
+        module.forward(*args, **{**kwargs, "past_key_values": None}, watch_plain=watch)
+
+
+def _no_rotation(embeddings: Any) -> Any:
+    if isinstance(embeddings, Tensor):  # complex frequencies (Llama 4)
+        return torch.ones_like(embeddings)
+    if isinstance(embeddings, tuple | list) and len(embeddings) == 2:
+        return torch.ones_like(embeddings[0]), torch.zeros_like(embeddings[1])
+    raise UnsupportedModel(
+        "this family hides how it rotates queries and keys, so selection without RoPE cannot be computed",
+        "use --method retrieved_text, or open an issue with this line",
+    )
