@@ -98,7 +98,9 @@ def prove(model: PreTrainedModel) -> Proof:
         raise _refusal(model, f"its forward pass fails with memory ({type(error).__name__}: {error})") from error
     # Also against the effect of the text itself: a model that drops memory must not pass by having tiny logits.
     if not (proof.error <= proof.allowed and proof.error <= 0.2 * proof.effect):
-        raise _refusal(model, f"logits differ by {proof.error:.2g} (allowed {min(proof.allowed, 0.2 * proof.effect):.2g})")
+        raise _refusal(
+            model, f"logits differ by {proof.error:.2g} (allowed {min(proof.allowed, 0.2 * proof.effect):.2g})"
+        )
     return proof
 
 

@@ -1,0 +1,42 @@
+"""Memory methods: the folder is the registry, and an unknown name is answered with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from remanence.errors import InputError
+from remanence.lm.lm import LM
+from remanence.methods.base import Method, Prompt, Reading, Recaller
+
+__all__ = ["Method", "Prompt", "Reading", "Recaller", "known", "load"]
+
+
+def known() -> dict[str, type[Method]]:
+    """Every method in this folder by its name."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return {cls.name: cls for cls in _subclasses(Method)}
+
+
+def _subclasses(cls: type[Method]) -> list[type[Method]]:
+    return [sub for child in cls.__subclasses__() for sub in (child, *_subclasses(child)) if hasattr(sub, "name")]
+
+
+def load(name: str, lm: LM, preset: str | None = None) -> Method:
+    """`name` may carry its preset: "memory3:dense". Raises InputError for names that do not exist."""
+    name, _, inline = name.partition(":")
+    methods = known()
+    cls = methods.get(name)
+    if cls is None:
+        raise InputError(f"no memory method {name!r}", _suggest(name, sorted(methods)))
+    preset = preset or inline or next(iter(cls.presets))
+    if preset not in cls.presets:
+        raise InputError(f"method {name!r} has no preset {preset!r}", _suggest(preset, sorted(cls.presets)))
+    return cls(cls.presets[preset](lm))
+
+
+def _suggest(name: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(allowed)}"

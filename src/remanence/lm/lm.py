@@ -1,0 +1,200 @@
+"""LM: a Hugging Face causal language model that can be given memory, with its tokenizer and fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from remanence.errors import ContextTooLong, InputError
+from remanence.lm import family, seam, tiny
+from remanence.lm.embedder import ModelEmbedder
+from remanence.types import Prefix
+
+NANO = Path(__file__).parent.parent / "assets" / "nano"
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of a model; `max_positions` is the largest number of positions that it was made for."""
+
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+
+
+class LM:
+    """A model that passed `prove`, its tokenizer, and what they are called.
+
+    Its weights must not change under it: the fingerprint is computed once. After training, make a new one.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | None = None
+    ):
+        self.model = seam.prepare(model)
+        self.tokenizer: Any = tokenizer
+        self.name = name
+        self.proof = family.prove(self.model)
+        self.embedder = ModelEmbedder.beside(self, folder) if folder else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @cached_property
+    def dims(self) -> Dims:
+        config = family.text_config(self.model)
+        heads = config.num_attention_heads
+        return Dims(
+            num_layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            num_heads=heads,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over weights, config, tokenizer and dtype: what a stored memory is only valid for."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(flat.view(torch.uint8).numpy().data)
+        config = {k: v for k, v in self.model.config.to_diff_dict().items() if k not in _IRRELEVANT}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        digest.update(backend.to_str().encode() if backend is not None else b"")
+        return digest.hexdigest()
+
+    @cached_property
+    def bos(self) -> list[int]:
+        """The token that begins a text, as a list; empty for models that have none."""
+        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+
+    @cached_property
+    def eos(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = [ids] if isinstance(ids, int) else list(ids or [])
+        return frozenset([*ids, *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else [])])
+
+    @cached_property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end an answer, as the model's generation config says."""
+        stop = getattr(self.model.generation_config, "stop_strings", None) or ()
+        return (stop,) if isinstance(stop, str) else tuple(stop)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text` without special tokens (none is added, none is read out of the text)."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of a conversation up to where the assistant speaks next, beginning with BOS exactly once.
+
+        A model without a chat template is given the contents, one a line.
+        """
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = self.encode("\n".join(message["content"] for message in messages))
+        while self.bos and ids[:1] == self.bos:
+            ids = ids[1:]
+        return [*self.bos, *ids]
+
+    def check_length(self, num_positions: int) -> None:
+        if num_positions > self.dims.max_positions:
+            raise ContextTooLong(
+                f"{num_positions} tokens (memory's positions included) do not fit {self.name}, "
+                f"which has {self.dims.max_positions} positions",
+                "shorten the prompt or max_tokens, or write the text into the bank and ask a short question",
+            )
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        memory: Prefix | None = None,
+        positions_BT: Tensor | None = None,
+        mask_BS: Tensor | None = None,
+        cache: Any = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits (B, T, V), or (B, 1, V) with `last_only`.
+
+        `positions_BT` None: `memory.offset_tokens` (or 0) + 0, 1, 2 ... after what the cache holds.
+        `mask_BS` (1 = text, 0 = padding) covers the cached and the new tokens; memory is always seen.
+        """
+        if positions_BT is None:
+            start = (0 if memory is None else memory.offset_tokens) + (0 if cache is None else cache.get_seq_length())
+            positions_BT = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device)[None]
+        extra = {} if memory is None else {"memory": memory}
+        return self.model(
+            ids_BT,
+            attention_mask=mask_BS,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=1 if last_only else 0,
+            **extra,
+        ).logits
+
+
+_IRRELEVANT = {"_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype", "_attn_implementation"}
+
+
+def from_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> LM:
+    """Gives `model` memory. Raises UnsupportedModel, with the measured error, where it cannot be exact."""
+    return LM(model.eval(), tokenizer, name or model.config._name_or_path or model.config.model_type)
+
+
+def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | str | None = None) -> LM:
+    """The bundled model ("nano"), a random one for tests ("tiny"), a folder, or a Hub id.
+
+    `dtype` None: float32 on the CPU, the checkpoint's own elsewhere. Raises InputError for an unknown name
+    and UnsupportedModel for a model that cannot read memory exactly.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(name) == "tiny":
+        return LM(tiny.tiny_model().to(device), tiny.byte_tokenizer(), "tiny")
+    folder = NANO if str(name) == "nano" else Path(name)
+    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    where = str(folder) if (folder / "config.json").is_file() else str(name)
+    if where == "nano":
+        raise InputError("the bundled model 'nano' is not in this installation", "reinstall remanence, or train it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(device)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"model {str(name)!r} cannot be loaded: {reason}",
+            "use 'nano', a folder with config.json and safetensors, or the id of a model that this machine has cached",
+        ) from error
+    return LM(model.eval(), tokenizer, str(name), folder if folder.is_dir() else None)

@@ -1,0 +1,98 @@
+"""What every memory method promises: write references, read them for prompts, and read again while generating."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from remanence.lm.lm import LM
+from remanence.types import Hit, Memory, Prefix
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: its tokens (BOS included) and the words to search with when it is short."""
+
+    ids: tuple[int, ...]
+    question: str = ""
+
+
+class Recaller(Protocol):
+    """Where a method finds memories; a session makes one for each call."""
+
+    def hits(self, query: str, limit: int) -> list[Hit]:
+        """The chunks that matter for `query`, best first; empty when nothing does."""
+        ...
+
+    def memories(self, hits: Sequence[Hit]) -> list[Memory]:
+        """What the method wrote of each hit: from the bank, or written now (cold start)."""
+        ...
+
+    def texts(self, limit_tokens: int) -> list[Hit]:
+        """Everything in the bank, oldest first, up to `limit_tokens`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading for a batch: the tokens to run, the memory in front of them, and what was recalled.
+
+    `prompts` may differ from what was asked (methods that recall text put it in front). `groups[row]` are
+    stretches of the row that saw the same memories: (first token, hits), in order.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    prefix: Prefix | None
+    groups: tuple[tuple[tuple[int, tuple[Hit, ...]], ...], ...]
+    memory_tokens: int = 0
+
+    def recalled(self, row: int) -> list[Hit]:
+        """Each chunk once, best score first."""
+        best: dict[str, Hit] = {}
+        for _, hits in self.groups[row]:
+            for hit in hits:
+                if hit.chunk.id not in best or hit.score > best[hit.chunk.id].score:
+                    best[hit.chunk.id] = hit
+        return sorted(best.values(), key=lambda hit: -hit.score)
+
+
+class Method(ABC):
+    """One paper, one file, one frozen config. Subclasses in this folder are found by their `name`."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    presets: ClassVar[dict[str, Callable[[LM], Any]]]
+    writes_tensors: ClassVar[bool] = True
+    """False for methods that recall text: nothing but text is stored for them."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+        """Memory for a batch of prompts, each of at least one token."""
+
+    def read_again(self, lm: LM, recall: Recaller, reading: Reading, tails: Sequence[Sequence[int]]) -> Reading:
+        """Memory for what is generated next; `tails` are each row's last tokens. The default keeps `reading`."""
+        return reading
+
+    def write(self, lm: LM, references: Sequence[Sequence[int]]) -> list[Memory]:
+        """What is kept of each reference (tokens, no BOS), written in one batch; gradients flow through it."""
+        return []
+
+    def reference_tokens(self) -> int:
+        """The longest reference that `write` takes."""
+        return 128
+
+    def describe(self) -> dict[str, Any]:
+        return {"method": self.name, **dataclasses.asdict(self.config)}
+
+    def fingerprint(self, lm: LM) -> str:
+        """SHA-256 (hex): memories are valid for exactly this model, method and config."""
+        text = json.dumps([lm.fingerprint, str(lm.dtype), self.describe()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,327 @@
+"""Memory³ (arXiv 2407.01178): references become sparse keys and values that self-attention reads back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from remanence.errors import InputError
+from remanence.lm.family import LayerPrefix, capture
+from remanence.lm.lm import LM
+from remanence.lm.rotate import move_keys
+from remanence.methods.base import Method, Prompt, Reading, Recaller
+from remanence.types import KV, ExplicitMemory, Hit
+
+
+@dataclass(frozen=True)
+class Memory3Config:
+    """The paper's choices (§3); `memory_layers` is the only one without a default.
+
+    `kept_tokens` None keeps every token. `positions`: "parallel" puts all references in one interval of
+    `reference_tokens` positions (§3.3), "consecutive" one after the other, keys rotated to their place.
+    `selection`: the softmax of the formula, or "exp", the denominator-free weights of the authors' code.
+    `refresh_tokens` None: memory is read once per prompt and kept.
+    """
+
+    memory_layers: tuple[int, ...]
+    kept_tokens: int | None = 8
+    reference_tokens: int = 128
+    num_memories: int = 5
+    chunk_tokens: int = 64
+    refresh_tokens: int | None = 64
+    selection: Literal["softmax", "exp"] = "softmax"
+    positions: Literal["parallel", "consecutive"] = "parallel"
+    prefix_text: str = "Reference:"
+
+
+def paper(lm: LM) -> Memory3Config:
+    """§3: the first half of the layers, 8 of 128 tokens per KV head, parallel positions."""
+    return Memory3Config(memory_layers=tuple(range(lm.dims.num_layers // 2)))
+
+
+def dense(lm: LM) -> Memory3Config:
+    """For models that were never trained for memory: all layers, all tokens, consecutive positions."""
+    layers = tuple(range(lm.dims.num_layers))
+    return Memory3Config(layers, kept_tokens=None, refresh_tokens=None, positions="consecutive")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The memories that the text from token `start` on sees, until the next group starts."""
+
+    start: int
+    memories: tuple[ExplicitMemory, ...]
+
+
+class Memory3(Method):
+    """Reads and writes explicit memory. Source: Memory³ §3; the choices it leaves open are in docs/memory3.md."""
+
+    name: ClassVar[str] = "memory3"
+    Config = Memory3Config
+    presets: ClassVar = {"paper": paper, "dense": dense}
+    config: Memory3Config
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def prefix_ids(self, lm: LM) -> list[int]:
+        """Tokens of `<s>Reference:`, which stand in front of every reference and of the context (§3.2)."""
+        return [*lm.bos, *lm.encode(self.config.prefix_text)]
+
+    def reference_tokens(self) -> int:
+        return self.config.reference_tokens
+
+    def write(self, lm: LM, references: Sequence[Sequence[int]]) -> list[ExplicitMemory]:
+        """One memory per reference of 1 to `reference_tokens` tokens (§3.2, §3.3); gradients flow through K and V."""
+        self._check(references)
+        lead = self.prefix_ids(lm)
+        longest = max(map(len, references))
+        pad = [[*lead, *reference] + [0] * (longest - len(reference)) for reference in references]
+        num_tokens_B = torch.tensor([len(reference) for reference in references], device=lm.device)
+        key, value, index = self.write_padded(lm, torch.tensor(pad, device=lm.device), num_tokens_B)
+        layers, dense = self.config.memory_layers, self.config.kept_tokens is None
+        sizes = [len(reference) if dense else key.shape[3] for reference in references]
+        return [
+            ExplicitMemory(layers, key[i, :, :, :n], value[i, :, :, :n], index[i, :, :, :n])
+            for i, n in enumerate(sizes)
+        ]
+
+    def write_padded(self, lm: LM, ids_BT: Tensor, num_tokens_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """key_BLGND, value_BLGND, index_BLGN of rows `prefix_ids + reference + padding`.
+
+        `num_tokens_B` counts each reference without prefix and padding. No mask is needed: the mask is causal
+        and the padding comes last.
+        """
+        b = len(self.prefix_ids(lm))
+        T = ids_BT.shape[1] - b
+        real_BT = torch.arange(T, device=ids_BT.device) < num_tokens_B[:, None]
+        sparse = self.config.kept_tokens is not None
+        seen = capture(lm.model, ids_BT, frozenset(self.config.memory_layers), plain=sparse)
+        keys, values, indices = [], [], []
+        for layer in self.config.memory_layers:
+            shown = seen[layer]
+            key_BGTD, value_BGTD = shown.key_BGSD[:, :, b:], shown.value_BGSD[:, :, b:]
+            if sparse:
+                assert shown.plain_query_BHTD is not None
+                assert shown.plain_key_BGTD is not None
+                weight_BGT = attention_received(
+                    shown.plain_query_BHTD[:, :, b:],
+                    shown.plain_key_BGTD[:, :, b:],
+                    real_BT,
+                    shown.scaling,
+                    self.config.selection,
+                )
+            else:
+                weight_BGT = real_BT[:, None].expand(-1, key_BGTD.shape[1], -1).float()
+            index_BGN = select(weight_BGT, real_BT, self.config.kept_tokens)
+            keys.append(_take(key_BGTD, index_BGN))
+            values.append(_take(value_BGTD, index_BGN))
+            indices.append(index_BGN)
+        return torch.stack(keys, 1), torch.stack(values, 1), torch.stack(indices, 1).to(torch.int32)
+
+    def _check(self, references: Sequence[Sequence[int]]) -> None:
+        limit = self.config.reference_tokens
+        for reference in references:
+            if not 1 <= len(reference) <= limit:
+                raise InputError(
+                    f"a reference of {len(reference)} tokens cannot be written: a memory holds 1 to {limit}",
+                    "split the text into chunks (remanence.text.chunks.split), or drop empty ones",
+                )
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def lead(self, lm: LM) -> dict[int, KV]:
+        """Keys and values of `<s>Reference:` at every layer; the constant that text sees in all layers (§3.2)."""
+        ids_BT = torch.tensor([self.prefix_ids(lm)], device=lm.device)
+        seen = capture(lm.model, ids_BT, frozenset(range(lm.dims.num_layers)))
+        return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
+
+    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+        """Each 64-token chunk of a prompt gets the memories that it retrieves itself (§3.1); one masked pass."""
+        groups, hits = [], []
+        for prompt in prompts:
+            found = [
+                (start, tuple(recall.hits(query, self.config.num_memories)))
+                for start, query in self._chunks(lm, prompt)
+            ]
+            hits.append(tuple(found))
+            groups.append([Group(start, self._load(recall, chunk)) for start, chunk in found])
+        lengths = [len(prompt.ids) for prompt in prompts]
+        prefix = self.prefix(lm, groups, lengths)
+        return Reading(
+            tuple(prompt.ids for prompt in prompts), prefix, tuple(hits), num_columns(prefix) - len(self.prefix_ids(lm))
+        )
+
+    def read_again(self, lm: LM, recall: Recaller, reading: Reading, tails: Sequence[Sequence[int]]) -> Reading:
+        """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
+        tails = [tail[-self.config.chunk_tokens :] for tail in tails]
+        hits = [tuple(recall.hits(lm.decode(tail), self.config.num_memories)) for tail in tails]
+        groups = [[Group(0, self._load(recall, row))] for row in hits]
+        prefix = self.prefix(lm, groups, [1] * len(tails))
+        return replace(reading, prefix=prefix, groups=tuple(((0, row),) for row in hits))
+
+    def _load(self, recall: Recaller, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
+        return tuple(recall.memories(hits))
+
+    def _chunks(self, lm: LM, prompt: Prompt) -> list[tuple[int, str]]:
+        """(first token, search words) of each chunk; a short prompt is one chunk and searches with its question.
+
+        A last chunk that is not full searches with the last `chunk_tokens` tokens, so that it has enough words.
+        """
+        size, lead, ids = self.config.chunk_tokens, len(lm.bos), prompt.ids
+        if self.config.refresh_tokens is None or len(ids) <= size + lead:
+            return [(0, prompt.question or lm.decode(ids))]
+        starts = range(lead, len(ids), size)
+        windows = [ids[max(lead, min(start, len(ids) - size)) : start + size] for start in starts]
+        return [
+            (0 if i == 0 else start, lm.decode(window))
+            for i, (start, window) in enumerate(zip(starts, windows, strict=True))
+        ]
+
+    def offset_tokens(self, lm: LM, groups: Sequence[Sequence[Group]]) -> int:
+        """Where the text's positions start: after the prefix and the interval that the references share (§3.3)."""
+        b = len(self.prefix_ids(lm))
+        if self.config.positions == "parallel":
+            return b + self.config.reference_tokens
+        return b + max((sum(num_real(m) for m in group.memories) for row in groups for group in row), default=0)
+
+    def prefix(
+        self, lm: LM, groups: Sequence[Sequence[Group]], lengths: Sequence[int], lead: dict[int, KV] | None = None
+    ) -> LayerPrefix:
+        """Keys and values in front of a batch whose rows have `lengths` tokens and end together (left padding).
+
+        Row r's tokens from `groups[r][i].start` up to the next start see the memories of group i, and all see
+        `<s>Reference:`. `lead`: its keys and values, where they are at hand already.
+        """
+        lead = self.lead(lm) if lead is None else lead
+        offset = self.offset_tokens(lm, groups)
+        rows = [[memory for group in row for memory in group.memories] for row in groups]
+        if self.config.positions == "consecutive":
+            rows = [self._place(lm, row, offset) for row in groups]
+        visible_BTM = _visible(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
+        memory = _stack(rows) if any(rows) else None
+        kvs = [self._layer(layer, lead[layer], memory, visible_BTM) for layer in range(lm.dims.num_layers)]
+        return LayerPrefix(tuple(kvs), offset, self.config.refresh_tokens)
+
+    def _layer(self, layer: int, lead: KV, memory: tuple[Tensor, Tensor] | None, visible_BTM: Tensor | None) -> KV:
+        if memory is None or layer not in self.config.memory_layers:
+            return lead
+        at = self.config.memory_layers.index(layer)
+        key_BGMD, value_BGMD = (t[:, at] for t in memory)
+        B = len(key_BGMD)
+        return KV(
+            torch.cat([lead.key_BGMD.expand(B, -1, -1, -1), key_BGMD.to(lead.key_BGMD)], dim=2),
+            torch.cat([lead.value_BGMD.expand(B, -1, -1, -1), value_BGMD.to(lead.value_BGMD)], dim=2),
+            visible_BTM,
+        )
+
+    def _place(self, lm: LM, row: Sequence[Group], offset: int) -> list[ExplicitMemory]:
+        """Consecutive positions: each memory's keys moved to where its text would stand, the last one at the end."""
+        placed = []
+        for group in row:
+            start = offset - len(self.prefix_ids(lm)) - sum(num_real(m) for m in group.memories)
+            for memory in group.memories:
+                placed.append(replace(memory, key_LGND=move_keys(lm.model, memory.key_LGND, memory.layers, start)))
+                start += num_real(memory)
+        return placed
+
+
+# -- selection (§3.3) ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def attention_received(
+    query_BHTD: Tensor, key_BGTD: Tensor, real_BT: Tensor, scaling: float, selection: str = "softmax"
+) -> Tensor:
+    """w_BGT, float32: attention that each token gets from all tokens, without RoPE and causal mask (§3.3).
+
+    Summed over the query heads of a group. "exp" drops the softmax's denominator and stays in logarithms,
+    which keeps the order. Padding gets -inf.
+    """
+    B, H, T, D = query_BHTD.shape
+    G = key_BGTD.shape[1]
+    query_BGRTD = query_BHTD.float().reshape(B, G, H // G, T, D)
+    score_BGRTS = query_BGRTD @ key_BGTD.float()[:, :, None].transpose(-1, -2) * scaling
+    score_BGRTS = score_BGRTS.masked_fill(~real_BT[:, None, None, None, :], -math.inf)
+    from_real = real_BT[:, None, None, :, None]
+    if selection == "exp":
+        score_BGRTS = score_BGRTS.masked_fill(~from_real, -math.inf)
+        weight_BGT = score_BGRTS.flatten(2, 3).logsumexp(2)
+    else:
+        weight_BGT = (score_BGRTS.softmax(-1) * from_real).sum(dim=(2, 3))
+    return weight_BGT.masked_fill(~real_BT[:, None, :], -math.inf)
+
+
+def select(weight_BGT: Tensor, real_BT: Tensor, kept_tokens: int | None) -> Tensor:
+    """index_BGN of the `kept_tokens` heaviest real tokens in text order; ties go to the earlier; -1 fills up.
+
+    N is `kept_tokens`, or T when it is None.
+    """
+    T = weight_BGT.shape[-1]
+    N = T if kept_tokens is None else kept_tokens
+    index_BGN = weight_BGT.sort(dim=-1, descending=True, stable=True).indices[..., :N]
+    is_real = real_BT[:, None].expand_as(weight_BGT).gather(-1, index_BGN)
+    index_BGN = index_BGN.masked_fill(~is_real, T).sort(dim=-1).values
+    index_BGN = index_BGN.masked_fill(index_BGN == T, -1)
+    return torch.nn.functional.pad(index_BGN, (0, N - index_BGN.shape[-1]), value=-1)
+
+
+def _take(tensor_BGTD: Tensor, index_BGN: Tensor) -> Tensor:
+    return tensor_BGTD.gather(2, index_BGN.clamp(min=0)[..., None].expand(-1, -1, -1, tensor_BGTD.shape[-1]))
+
+
+# -- layout --------------------------------------------------------------------------------------------------
+
+
+def num_real(memory: ExplicitMemory) -> int:
+    """Tokens of the longest head of a memory (its text's length where every token was kept)."""
+    return int((memory.index_LGN[0, 0] >= 0).sum())
+
+
+def num_columns(prefix: LayerPrefix) -> int:
+    return max(kv.key_BGMD.shape[2] for kv in prefix.kvs if kv is not None)
+
+
+def _stack(rows: Sequence[Sequence[ExplicitMemory]]) -> tuple[Tensor, Tensor]:
+    """key_BLGMD and value_BLGMD, rows filled up with zeros (which `_visible` hides)."""
+    example = next(memory for row in rows for memory in row)
+    shape = list(example.key_LGND.shape)
+    shape[2] = 0
+
+    def joined(name: str) -> Tensor:
+        empty = getattr(example, name).new_zeros(shape)
+        parts = [torch.cat([getattr(m, name) for m in row], dim=2) if row else empty for row in rows]
+        return pad_sequence([part.permute(2, 0, 1, 3) for part in parts], batch_first=True).permute(0, 2, 3, 1, 4)
+
+    return joined("key_LGND"), joined("value_LGND")
+
+
+def _visible(
+    groups: Sequence[Sequence[Group]],
+    rows: Sequence[Sequence[ExplicitMemory]],
+    lengths: Sequence[int],
+    num_lead: int,
+    device: torch.device,
+) -> Tensor | None:
+    """visible_BTM (bool), or None where every token may see every column.
+
+    Empty slots (index -1) are the same for all heads and layers of a memory: they depend on its length only.
+    """
+    T = max(lengths)
+    width = max((sum(m.index_LGN.shape[-1] for m in row) for row in rows), default=0)
+    visible_BTM = torch.zeros(len(groups), T, num_lead + width, dtype=torch.bool)
+    visible_BTM[:, :, :num_lead] = True
+    for r, row in enumerate(groups):
+        ends = [*[group.start for group in row[1:]], lengths[r]]
+        column, pad, memory = num_lead, T - lengths[r], 0
+        for group, end in zip(row, ends, strict=True):
+            for _ in group.memories:
+                filled = rows[r][memory].index_LGN[0, 0] >= 0
+                visible_BTM[r, pad + group.start : pad + end, column : column + len(filled)] = filled.cpu()
+                column, memory = column + len(filled), memory + 1
+    return None if bool(visible_BTM.all()) else visible_BTM.to(device)
