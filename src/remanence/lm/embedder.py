@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,10 +62,8 @@ class ModelEmbedder:
 def mean_hidden(model: torch.nn.Module, ids_BT: Tensor, num_tokens_B: Tensor, layer: int) -> Tensor:
     """Mean (B, C), float32, over each row's first `num_tokens_B` tokens of the input of attention at `layer`."""
     watch = seam.Watch(frozenset([layer]), stop=True)
-    try:
+    with contextlib.suppress(seam.Enough):
         model(ids_BT, use_cache=False, watch=watch)
-    except seam.Enough:
-        pass
     hidden_BTC = watch.hidden[layer].float()
     real_BT1 = (torch.arange(ids_BT.shape[1], device=ids_BT.device) < num_tokens_B[:, None])[..., None]
     return (hidden_BTC * real_BT1).sum(1) / num_tokens_B[:, None]

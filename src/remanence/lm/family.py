@@ -7,6 +7,7 @@ hands over, and fails loudly.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +74,8 @@ def capture(
     watch = seam.Watch(layers, plain=plain, stop=True)
     if positions_BT is None:
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    try:
+    with contextlib.suppress(seam.Enough):
         model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, watch=watch)
-    except seam.Enough:
-        pass
     return watch.seen
 
 

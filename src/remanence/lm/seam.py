@@ -150,7 +150,7 @@ def _rows(memory_BGMD: Tensor, text_BGTD: Tensor) -> Tensor:
 
 def _widen_mask(mask: Tensor | None, query: Tensor, key: Tensor, kv: KV, *, additive: bool) -> Tensor | None:
     """The text's mask with M columns in front; None where every text token may see every key."""
-    (B, _, T, _), S, M = query.shape, key.shape[2], kv.key_BGMD.shape[2]
+    T, S, M = query.shape[2], key.shape[2], kv.key_BGMD.shape[2]
     if mask is None:
         if T == 1 and kv.visible_BTM is None:
             return None

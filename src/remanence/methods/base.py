@@ -42,23 +42,16 @@ class Recaller(Protocol):
 class Reading:
     """One reading for a batch: the tokens to run, the memory in front of them, and what was recalled.
 
-    `prompts` may differ from what was asked (methods that recall text put it in front). `groups[row]` are
-    stretches of the row that saw the same memories: (first token, hits), in order.
+    `prompts` may differ from what was asked (methods that recall text put it in front). `decoding` is the
+    prefix for generated tokens (the last chunk's memories). `groups[row]` are stretches of the row that saw
+    the same memories: (first token, hits), in order.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     prefix: Prefix | None
+    decoding: Prefix | None
     groups: tuple[tuple[tuple[int, tuple[Hit, ...]], ...], ...]
     memory_tokens: int = 0
-
-    def recalled(self, row: int) -> list[Hit]:
-        """Each chunk once, best score first."""
-        best: dict[str, Hit] = {}
-        for _, hits in self.groups[row]:
-            for hit in hits:
-                if hit.chunk.id not in best or hit.score > best[hit.chunk.id].score:
-                    best[hit.chunk.id] = hit
-        return sorted(best.values(), key=lambda hit: -hit.score)
 
 
 class Method(ABC):
@@ -77,9 +70,21 @@ class Method(ABC):
     def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
         """Memory for a batch of prompts, each of at least one token."""
 
-    def read_again(self, lm: LM, recall: Recaller, reading: Reading, tails: Sequence[Sequence[int]]) -> Reading:
-        """Memory for what is generated next; `tails` are each row's last tokens. The default keeps `reading`."""
+    def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
+        """`reading` with another `decoding` prefix; `rows` are all tokens so far. The default changes nothing.
+
+        Each row's `groups` grow by one that starts at the token that comes next.
+        """
         return reading
+
+    def shares(
+        self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """For each row (prompt and answer), chunk id -> part of the answer's attention that went to its memory.
+
+        Empty for methods whose recalled text is part of the prompt.
+        """
+        return [{} for _ in rows]
 
     def write(self, lm: LM, references: Sequence[Sequence[int]]) -> list[Memory]:
         """What is kept of each reference (tokens, no BOS), written in one batch; gradients flow through it."""
@@ -96,3 +101,13 @@ class Method(ABC):
         """SHA-256 (hex): memories are valid for exactly this model, method and config."""
         text = json.dumps([lm.fingerprint, str(lm.dtype), self.describe()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text_layout(
+    lm: LM, texts: Sequence[str], prompt_ids: Sequence[int], prefix_text: str = "Reference:"
+) -> tuple[int, ...]:
+    """Tokens of `<s>Reference: {text}\\n {text}\\n` and the prompt (its own BOS included); no texts: the prompt."""
+    if not texts:
+        return tuple(prompt_ids)
+    references = [token for text in texts for token in lm.encode(f" {text}\n")]
+    return (*lm.bos, *lm.encode(prefix_text), *references, *prompt_ids)

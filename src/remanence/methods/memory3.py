@@ -15,6 +15,7 @@ from remanence.errors import InputError
 from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
 from remanence.lm.rotate import move_keys
+from remanence.lm.seam import Seen
 from remanence.methods.base import Method, Prompt, Reading, Recaller
 from remanence.types import KV, ExplicitMemory, Hit
 
@@ -151,19 +152,53 @@ class Memory3(Method):
             ]
             hits.append(tuple(found))
             groups.append([Group(start, self._load(recall, chunk)) for start, chunk in found])
-        lengths = [len(prompt.ids) for prompt in prompts]
-        prefix = self.prefix(lm, groups, lengths)
+        lead = self.lead(lm)
+        prefix = self.prefix(lm, groups, [len(prompt.ids) for prompt in prompts], lead)
         return Reading(
-            tuple(prompt.ids for prompt in prompts), prefix, tuple(hits), num_columns(prefix) - len(self.prefix_ids(lm))
+            prompts=tuple(prompt.ids for prompt in prompts),
+            prefix=prefix,
+            decoding=self.prefix(lm, [[Group(0, row[-1].memories)] for row in groups], [1] * len(groups), lead),
+            groups=tuple(hits),
+            memory_tokens=num_columns(prefix) - len(self.prefix_ids(lm)),
         )
 
-    def read_again(self, lm: LM, recall: Recaller, reading: Reading, tails: Sequence[Sequence[int]]) -> Reading:
+    def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
         """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
-        tails = [tail[-self.config.chunk_tokens :] for tail in tails]
-        hits = [tuple(recall.hits(lm.decode(tail), self.config.num_memories)) for tail in tails]
+        queries = [lm.decode(row[-self.config.chunk_tokens :]) for row in rows]
+        hits = [tuple(recall.hits(query, self.config.num_memories)) for query in queries]
         groups = [[Group(0, self._load(recall, row))] for row in hits]
-        prefix = self.prefix(lm, groups, [1] * len(tails))
-        return replace(reading, prefix=prefix, groups=tuple(((0, row),) for row in hits))
+        return replace(
+            reading,
+            decoding=self.prefix(lm, groups, [1] * len(rows)),
+            groups=tuple((*old, (len(row), new)) for old, row, new in zip(reading.groups, rows, hits, strict=True)),
+        )
+
+    @torch.no_grad()
+    def shares(
+        self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """Attention mass on each memory: mean over memory layers, query heads, and the answer's tokens."""
+        return [self._share(lm, recall, reading, i, row) for i, row in enumerate(rows)]
+
+    def _share(self, lm: LM, recall: Recaller, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
+        groups = [Group(start, self._load(recall, hits)) for start, hits in reading.groups[i]]
+        owners = [hit.chunk.id for _, hits in reading.groups[i] for hit in hits]
+        first = len(reading.prompts[i]) - 1  # the prompt's last token predicts the answer's first
+        if not owners or len(row) - 1 <= first:
+            return {}
+        prefix = self.prefix(lm, [groups], [len(row) - 1])
+        ids_BT = torch.tensor([row[:-1]], device=lm.device)
+        positions_BT = prefix.offset_tokens + torch.arange(len(row) - 1, device=lm.device)[None]
+        layers = frozenset(self.config.memory_layers)
+        seen = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix)
+        mass_M = torch.stack([attention_mass(shown, first) for shown in seen.values()]).mean(0)
+        shares: dict[str, float] = dict.fromkeys(owners, 0.0)
+        column = len(self.prefix_ids(lm))
+        for owner, memory in zip(owners, (m for group in groups for m in group.memories), strict=True):
+            width = memory.index_LGN.shape[-1]
+            shares[owner] += float(mass_M[column : column + width].sum())
+            column += width
+        return shares
 
     def _load(self, recall: Recaller, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
         return tuple(recall.memories(hits))
@@ -273,6 +308,17 @@ def select(weight_BGT: Tensor, real_BT: Tensor, kept_tokens: int | None) -> Tens
 
 def _take(tensor_BGTD: Tensor, index_BGN: Tensor) -> Tensor:
     return tensor_BGTD.gather(2, index_BGN.clamp(min=0)[..., None].expand(-1, -1, -1, tensor_BGTD.shape[-1]))
+
+
+def attention_mass(shown: Seen, first: int) -> Tensor:
+    """mass_S, float32: attention on each key, mean over query heads and the query tokens from `first` on."""
+    query_HTD, key_GSD = shown.query_BHTD[0, :, first:].float(), shown.key_BGSD[0].float()
+    key_HSD = key_GSD.repeat_interleave(len(query_HTD) // len(key_GSD), dim=0)
+    score_HTS = query_HTD @ key_HSD.transpose(-1, -2) * shown.scaling
+    if shown.mask is not None:
+        mask = shown.mask[0, :, first:]
+        score_HTS = score_HTS.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else score_HTS + mask.float()
+    return score_HTS.softmax(-1).mean(dim=(0, 1))
 
 
 # -- layout --------------------------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""Where a method's memories come from: search the bank, load what was written, write what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from remanence.lm.lm import LM
+from remanence.methods.base import Method
+from remanence.types import Chunk, Hit, Memory
+
+if TYPE_CHECKING:
+    from remanence.bank import Bank
+    from remanence.text.retrieve import Retriever
+
+WRITE_BATCH = 16
+
+
+class BankRecall:
+    """The `Recaller` of one call: `without` are chunk ids that must not be recalled in it."""
+
+    def __init__(self, lm: LM, method: Method, bank: Bank, retriever: Retriever, without: Collection[str] = ()) -> None:
+        self.lm, self.method, self.bank, self.retriever = lm, method, bank, retriever
+        self.without = frozenset(without)
+
+    def hits(self, query: str, limit: int) -> list[Hit]:
+        found = self.retriever.search(query, limit=limit + len(self.without))
+        return [hit for hit in found if hit.chunk.id not in self.without][:limit]
+
+    def memories(self, hits: Sequence[Hit]) -> list[Memory]:
+        """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start, Memory³ §3.6)."""
+        return load_or_write(self.lm, self.method, self.bank, [hit.chunk for hit in hits])
+
+    def texts(self, limit_tokens: int) -> list[Hit]:
+        hits, offset = [], 0
+        while page := self.bank.list(limit=256, offset=offset):
+            for chunk in page:
+                limit_tokens -= chunk.num_tokens
+                if limit_tokens < 0:
+                    return hits
+                if chunk.id not in self.without:
+                    hits.append(Hit(chunk, 1.0))
+            offset += len(page)
+        return hits
+
+
+def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -> list[Memory]:
+    fingerprint = method.fingerprint(lm)
+    ids = [chunk.id for chunk in chunks]
+    loaded = bank.load(fingerprint, ids) if ids else []
+    missing = [chunk for chunk, memory in zip(chunks, loaded, strict=True) if memory is None]
+    if not missing:
+        return [memory for memory in loaded if memory is not None]
+    written = dict(zip([chunk.id for chunk in missing], write_chunks(lm, method, missing), strict=True))
+    bank.put_memories(fingerprint, list(written), list(written.values()))
+    return [written[chunk.id] if memory is None else memory for chunk, memory in zip(chunks, loaded, strict=True)]
+
+
+@torch.inference_mode()
+def write_chunks(lm: LM, method: Method, chunks: Sequence[Chunk]) -> list[Memory]:
+    """Memories of `chunks`, written in batches of texts of like length."""
+    references = [lm.encode(chunk.text) for chunk in chunks]
+    order = sorted(range(len(chunks)), key=lambda i: len(references[i]))
+    memories: dict[int, Memory] = {}
+    for start in range(0, len(order), WRITE_BATCH):
+        batch = order[start : start + WRITE_BATCH]
+        memories |= zip(batch, method.write(lm, [references[i] for i in batch]), strict=True)
+    return [memories[i] for i in range(len(chunks))]

@@ -1,0 +1,338 @@
+"""Session: a model, a method and a bank; write, generate, forget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from remanence import methods
+from remanence.bank import Bank, Draft
+from remanence.errors import InputError
+from remanence.lm.decode import Row, Sampling, decode
+from remanence.lm.lm import LM, load
+from remanence.methods.base import Method, Prompt, Reading
+from remanence.recall import BankRecall, write_chunks
+from remanence.text.chunks import split
+from remanence.text.retrieve import Retriever
+from remanence.types import Chunk, ForgetReceipt, Recall, Receipt, Reply, Usage
+
+Message = Mapping[str, str]
+
+
+class Text(Protocol):
+    """What a session can write: `remanence.text.documents.Document`, or anything of its shape."""
+
+    text: str
+    source: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A text of the caller's own."""
+
+    text: str
+    source: str
+    metadata: Mapping[str, str]
+
+
+class Session:
+    """Long-term memory for one model: what is written is recalled exactly, or the session refuses.
+
+    `bank`: a folder, an open Bank, or None for a bank in RAM that ends with the session. `method` may name its
+    preset ("memory3:dense"). Raises BankMismatch when the bank's memories are all of another model or method.
+    """
+
+    def __init__(
+        self,
+        lm: LM | str,
+        bank: Bank | str | Path | None = None,
+        method: str | Method = "memory3",
+        *,
+        namespace: str = "default",
+        retrieval: str = "hybrid",
+        seed: int = 0,
+    ) -> None:
+        self.lm = load(lm) if isinstance(lm, str) else lm
+        self.method = methods.load(method, self.lm) if isinstance(method, str) else method
+        self.bank = bank if isinstance(bank, Bank) else Bank.open(bank, namespace=namespace)
+        self.retriever = Retriever(self.bank, self.lm.embedder, kind=retrieval)
+        self.seed = seed
+        if self.method.writes_tensors:
+            self.bank.check(self.fingerprint, {"model": self.lm.name, **self.method.describe()})
+
+    @property
+    def fingerprint(self) -> str:
+        """What this session's memories are valid for: model, tokenizer, dtype, method, config."""
+        return self.method.fingerprint(self.lm)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        text: str,
+        source: str = "",
+        *,
+        expires: float | None = None,
+        supersedes: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        warm: bool = True,
+    ) -> Receipt:
+        """Stores `text` in chunks that fit a memory. `warm` False: tensors are made when first recalled.
+
+        `expires`: seconds since 1970. Raises InputError for a text without a word in it.
+        """
+        document = _Plain(text, source, metadata or {})
+        return self._write([document], expires=expires, supersedes=supersedes, warm=warm)
+
+    def write_documents(
+        self,
+        documents: Iterable[Text],
+        *,
+        warm: bool = True,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Receipt:
+        """Stores every document; `on_progress` is called with the number of chunks stored by each step."""
+        return self._write(documents, warm=warm, on_progress=on_progress)
+
+    def _write(
+        self,
+        documents: Iterable[Text],
+        *,
+        expires: float | None = None,
+        supersedes: str | None = None,
+        warm: bool = True,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Receipt:
+        begun, num_bytes = time.monotonic(), 0
+        ids: list[str] = []
+        skipped: list[str] = []
+        num_documents = num_tokens = 0
+        for document in documents:
+            drafts = self._drafts(document, expires, supersedes)
+            stored = self.bank.add(drafts)
+            new = [chunk_id for chunk_id, is_new in stored if is_new]
+            num_bytes += self._derive([chunk_id for chunk_id, _ in stored], warm)
+            ids += [chunk_id for chunk_id, _ in stored]
+            skipped += [chunk_id for chunk_id, is_new in stored if not is_new]
+            num_documents += 1
+            num_tokens += sum(draft.num_tokens for draft in drafts)
+            if on_progress:
+                on_progress(len(new))
+        return Receipt(tuple(ids), tuple(skipped), num_documents, num_tokens, num_bytes, time.monotonic() - begun)
+
+    def _drafts(self, document: Text, expires: float | None, supersedes: str | None) -> list[Draft]:
+        pieces = split(document.text, self.lm.count_tokens, self.method.reference_tokens())
+        if not pieces:
+            raise InputError(f"{document.source or 'the text'!r} has no word in it", "write a text that says something")
+        return [
+            Draft(
+                text=piece.text,
+                num_tokens=piece.num_tokens,
+                source=document.source,
+                start=piece.start,
+                end=piece.end,
+                expires=expires,
+                supersedes=supersedes if i == 0 else None,
+                metadata=dict(document.metadata),
+            )
+            for i, piece in enumerate(pieces)
+        ]
+
+    def _derive(self, ids: Sequence[str], warm: bool) -> int:
+        """Search vectors and memories of stored chunks; returns the bytes that were added."""
+        num_bytes = 0
+        if embedder := self.lm.embedder:
+            missing = sorted(set(ids) & set(self.bank.missing_vectors(embedder.name, ids)))
+            if missing:
+                vectors = embedder.embed([chunk.text for chunk in self.bank.get(missing)])
+                self.bank.put_vectors(embedder.name, missing, vectors)
+                num_bytes += vectors.nbytes
+        if warm and self.method.writes_tensors:
+            missing = self.bank.missing_memories(self.fingerprint, ids)
+            memories = write_chunks(self.lm, self.method, self.bank.get(missing))
+            self.bank.put_memories(self.fingerprint, missing, memories)
+            num_bytes += sum(memory.num_bytes for memory in memories)
+        return num_bytes
+
+    def migrate(self, on_progress: Callable[[int], None] | None = None) -> int:
+        """Makes vectors and memories of every chunk for this session's model and method; returns how many.
+
+        What other models made of the same chunks stays until `bank.drop_memories`.
+        """
+        num_chunks, offset = 0, 0
+        while page := self.bank.list(limit=256, offset=offset):
+            self._derive([chunk.id for chunk in page], warm=True)
+            offset, num_chunks = offset + len(page), num_chunks + len(page)
+            if on_progress:
+                on_progress(len(page))
+        return num_chunks
+
+    def recompute(self, chunks: Sequence[Chunk]) -> list[Any]:
+        """Memories of `chunks` made anew from their text, for `bank.verify`."""
+        return write_chunks(self.lm, self.method, chunks)
+
+    def forget(self, *ids: str) -> ForgetReceipt:
+        """Removes chunks and all that was made of them. Raises UnknownChunk, and removes nothing then."""
+        return self.bank.forget(list(ids))
+
+    # -- generating ------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        without: Collection[str] = (),
+        recall: bool = True,
+    ) -> Reply:
+        """The answer to a question or a conversation, and what it was recalled from.
+
+        `without`: chunk ids that must not be recalled. `recall` False: the plain model. Raises ContextTooLong.
+        """
+        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        return self.generate_batch([prompt], stop=stop, without=without, recall=recall, **options)[0]
+
+    def generate_batch(self, prompts: Sequence[str | Sequence[Message]], **options: Any) -> list[Reply]:
+        """`generate` for several prompts of any lengths at once; every row recalls its own memories."""
+        streams = self._answer(prompts, **options)
+        for _ in streams.steps():
+            pass
+        return streams.replies()
+
+    def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
+        """`generate`, a piece at a time: iterate for text; `.reply` is there when the iteration ends."""
+        return Stream(self._answer([prompt], **options))
+
+    def _answer(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        without: Collection[str] = (),
+        recall: bool = True,
+    ) -> Answer:
+        if max_tokens < 1:
+            raise InputError(f"max_tokens {max_tokens} leaves no room for an answer", "use 1 or more")
+        return Answer(
+            self.lm,
+            self.method,
+            BankRecall(self.lm, self.method, self.bank, self.retriever, without) if recall else None,
+            [self._prompt(prompt) for prompt in prompts],
+            Sampling(temperature, top_p, self.seed if seed is None else seed),
+            max_tokens,
+            (*stop, *self.lm.stop),
+        )
+
+    def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if not messages or not messages[-1]["content"].strip():
+            raise InputError("the question is empty", "ask a question of at least one word")
+        return Prompt(tuple(self.lm.render(messages)), messages[-1]["content"])
+
+    def close(self) -> None:
+        self.bank.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Answer:
+    """A batch of answers while they are generated, and what each was recalled from."""
+
+    def __init__(
+        self,
+        lm: LM,
+        method: Method,
+        recall: BankRecall | None,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        max_tokens: int,
+        stop: tuple[str, ...],
+    ) -> None:
+        self.lm, self.method, self.recall = lm, method, recall
+        self.prompts, self.sampling, self.max_tokens, self.stop = prompts, sampling, max_tokens, stop
+        self.begun = time.monotonic()
+        self.reading = self._read()
+        self.rows: list[Row] = []
+        self.first_token_seconds = self.seconds = 0.0
+
+    def _read(self) -> Reading:
+        if self.recall is None:
+            ids = tuple(prompt.ids for prompt in self.prompts)
+            return Reading(ids, None, None, tuple(((0, ()),) for _ in ids))
+        return self.method.read(self.lm, self.recall, self.prompts)
+
+    def _read_again(self, rows: list[list[int]]) -> Any:
+        assert self.recall is not None
+        self.reading = self.method.read_again(self.lm, self.recall, self.reading, rows)
+        return self.reading.decoding
+
+    def steps(self) -> Iterator[list[Row]]:
+        for rows in decode(
+            self.lm,
+            self.reading.prompts,
+            self.reading.prefix,
+            decoding_prefix=self.reading.decoding,
+            refresh=None if self.recall is None else self._read_again,
+            max_tokens=self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stop,
+        ):
+            self.seconds = time.monotonic() - self.begun
+            self.first_token_seconds = self.first_token_seconds or self.seconds
+            self.rows = rows
+            yield rows
+
+    def replies(self) -> list[Reply]:
+        shares: list[dict[str, float]] = [{} for _ in self.rows]
+        if self.recall is not None:
+            shares = self.method.shares(self.lm, self.recall, self.reading, [_all_ids(row) for row in self.rows])
+            self.recall.bank.note_recalled(
+                [hit.chunk.id for row in self.reading.groups for _, hits in row for hit in hits]
+            )
+        return [self._reply(i, row, shares[i]) for i, row in enumerate(self.rows)]
+
+    def _reply(self, i: int, row: Row, shares: Mapping[str, float]) -> Reply:
+        best = {hit.chunk.id: hit for _, hits in self.reading.groups[i] for hit in sorted(hits, key=lambda h: h.score)}
+        recalled = [
+            Recall(hit.chunk.id, hit.chunk.text, hit.chunk.source, hit.score, shares.get(hit.chunk.id))
+            for hit in sorted(best.values(), key=lambda h: -h.score)
+        ]
+        usage = Usage(len(self.reading.prompts[i]), row.num_tokens, self.reading.memory_tokens)
+        return Reply(row.text.strip(), recalled, usage, self.seconds, self.first_token_seconds, row.finish or "length")
+
+
+def _all_ids(row: Row) -> list[int]:
+    return [*row.prompt, *row.ids[: row.num_tokens]]
+
+
+class Stream:
+    """Iterate for pieces of text; `reply` is None until the iteration has ended."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.reply: Reply | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        given = 0
+        for rows in self._answer.steps():
+            text = rows[0].text.lstrip()
+            if len(text) > given:
+                yield text[given:]
+                given = len(text)
+        self.reply = self._answer.replies()[0]
