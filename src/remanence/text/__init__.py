@@ -1,0 +1,1 @@
+"""From files to chunks, and from a question to the chunks that answer it."""

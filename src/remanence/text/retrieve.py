@@ -1,0 +1,125 @@
+"""From a question to the few chunks that are about it, or to none: BM25, dense, and both by rank fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from remanence.errors import InputError
+from remanence.text.embed import Embedder
+from remanence.text.words import content_words, coverage
+from remanence.types import Chunk, Hit
+
+Kind = Literal["hybrid", "lexical", "dense"]
+RANK_CONSTANT = 60
+"""k of reciprocal rank fusion (Cormack et al. 2009): a chunk's worth is the sum of 1 / (k + rank)."""
+POOL_PER_HIT = 4
+"""Each search is asked for so many candidates per wanted hit, and for at least `MIN_POOL`."""
+MIN_POOL = 20
+EMBED_BATCH = 64
+
+
+class Searchable(Protocol):
+    """What a retriever needs of a bank."""
+
+    def search_text(self, query: str, limit: int) -> list[tuple[str, float]]: ...
+    def search_vector(self, vector_E: np.ndarray, embedder: str, limit: int) -> list[tuple[str, float]]: ...
+    def get(self, ids: Sequence[str]) -> list[Chunk]: ...
+    def missing_vectors(self, embedder: str) -> list[str]: ...
+    def put_vectors(self, embedder: str, ids: Sequence[str], vector_NE: np.ndarray) -> None: ...
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A chunk is recalled if one of the two holds; both mean the same in any bank, however large.
+
+    `coverage`: share of the question's content words that occur in the chunk; names and numbers count twice.
+    `cosine`: similarity of question and chunk; what is far apart depends on the embedder.
+    """
+
+    coverage: float = 0.5
+    cosine: float = 0.6
+
+
+class Retriever:
+    """Search over one bank; without an embedder, hybrid is BM25 alone and `describe` says so."""
+
+    def __init__(
+        self,
+        bank: Searchable,
+        embedder: Embedder | None = None,
+        kind: Kind = "hybrid",
+        threshold: Threshold | None = None,
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise InputError(f"retrieval is {kind!r}", f"use one of {', '.join(get_args(Kind))}")
+        if kind == "dense" and embedder is None:
+            raise InputError("retrieval is 'dense', but this model has no embedder", "use 'lexical' or 'hybrid'")
+        self.bank, self.kind = bank, kind
+        self.embedder = None if kind == "lexical" else embedder
+        self.threshold = threshold or Threshold()
+
+    def describe(self) -> str:
+        """One line for people: how this retriever searches, and when it stays silent."""
+        limit = self.threshold
+        covers = f"share of the question's words >= {limit.coverage:g}"
+        if self.embedder is None:
+            missing = " (this model has no embedder, so there is no dense search)" if self.kind == "hybrid" else ""
+            return f"BM25 alone{missing}; recalls where the {covers}"
+        near = f"cosine by {self.embedder.name} >= {limit.cosine:g}"
+        if self.kind == "dense":
+            return f"dense; recalls where the {near}"
+        return f"BM25 and dense, fused by rank; recalls where the {covers} or the {near}"
+
+    def search(self, query: str, limit: int = 5) -> list[Hit]:
+        """At most `limit` hits, best first; [] where nothing in the bank is about the query.
+
+        `score` is the larger of coverage and cosine; the order follows the ranks of the searches.
+        """
+        if limit < 1 or not query.strip():
+            return []
+        pool = max(limit * POOL_PER_HIT, MIN_POOL)
+        found: dict[str, list[tuple[str, float]]] = {}
+        if self.kind != "dense":
+            found["bm25"] = self.bank.search_text(query, pool)
+        if self.embedder is not None:
+            vector_E = self.embedder.embed([query])[0]
+            found["dense"] = self.bank.search_vector(vector_E, self.embedder.name, pool)
+        ranks = {name: {id: rank for rank, (id, _) in enumerate(rows, start=1)} for name, rows in found.items()}
+        order = fuse(list(ranks.values()))
+        return self._relevant(query, order, ranks, dict(found.get("dense", ())))[:limit]
+
+    def update(self) -> int:
+        """Embeds the chunks that have no vector of this embedder yet; returns how many."""
+        if self.embedder is None:
+            return 0
+        missing = self.bank.missing_vectors(self.embedder.name)
+        for first in range(0, len(missing), EMBED_BATCH):
+            ids = missing[first : first + EMBED_BATCH]
+            texts = [chunk.text for chunk in self.bank.get(ids)]
+            self.bank.put_vectors(self.embedder.name, ids, self.embedder.embed(texts))
+        return len(missing)
+
+    def _relevant(
+        self, query: str, order: list[str], ranks: dict[str, dict[str, int]], cosines: dict[str, float]
+    ) -> list[Hit]:
+        wanted = {} if self.kind == "dense" else content_words(query)
+        hits = []
+        for chunk in self.bank.get(order) if order else []:
+            covered, cosine = coverage(wanted, chunk.text), cosines.get(chunk.id, 0.0)
+            if covered >= self.threshold.coverage or cosine >= self.threshold.cosine:
+                found_by = {name: rank[chunk.id] for name, rank in ranks.items() if chunk.id in rank}
+                hits.append(Hit(chunk, min(1.0, max(covered, cosine)), found_by))
+        return hits
+
+
+def fuse(rankings: Sequence[Mapping[str, int]]) -> list[str]:
+    """Ids by the sum of 1 / (60 + rank) over all rankings that hold them; ties keep the first ranking's order."""
+    worth: dict[str, float] = {}
+    for ranking in rankings:
+        for id, rank in ranking.items():
+            worth[id] = worth.get(id, 0.0) + 1 / (RANK_CONSTANT + rank)
+    return sorted(worth, key=worth.__getitem__, reverse=True)

@@ -1,0 +1,92 @@
+"""The content words of a question, and how many of them a text covers: English, and CJK by character pairs."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+STOP_WORDS = frozenset(
+    """a about above after again all also am an and any are as at be because been before being below between both but
+    by can could did do does doing down during each few for from further had has have having he her here hers him his
+    how i if in into is it its just may me might more most must my no nor not now of off on once only or other our out
+    over own please s same shall she should so some such t than that the their them then there these they this those
+    through to too under until up us very was we were what when where which while who whom whose why will with would
+    you your question answer tell know say give name""".split()
+)
+"""Words that say nothing about what is asked for; the last six are the words of asking itself."""
+CJK_STOP = re.compile(
+    "什么|甚么|多少|哪里|哪儿|哪个|哪些|哪一|怎么|怎样|为什么|如何|请问|请|告诉|谁|几|何时|何地|吗|呢|吧|的|了"
+    "|是|在|与|它|他|她|我|你|们|这|那|です|ます|ですか|は|が|の|を|に|で|と|も|か|誰|何"
+)
+CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
+CJK_RUN = re.compile(f"[{CJK}]+")
+WORD = re.compile(rf"[^\W_{CJK}]+(?:['’][^\W_{CJK}]+)?")
+VOWELS = frozenset("aeiouy")
+SENTENCE_START = re.compile(r"(?:^|[.!?:;\n])[\W_]*$")
+NAME_WEIGHT = 2
+"""A capitalised word within a sentence, or a number, counts as two: who or what is meant tells texts apart."""
+MAX_WEIGHT = 8
+"""Of a long question this much counts as all: it says more than one text can answer."""
+
+
+def plain(text: str) -> str:
+    """Without accents and compatibility forms: 'Zoë' is 'Zoe', full-width letters are letters."""
+    bare = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return unicodedata.normalize("NFC", bare)
+
+
+def stem(word: str) -> str:
+    """A word in lower case without plural, -ed, -ing and final e; light, so that 'move', 'moved' and 'moving' meet."""
+    word = re.sub(r"['’].*", "", word.casefold())
+    if len(word) <= 3 or not word.isalpha():
+        return word
+    if word.endswith("ies"):
+        word = word[:-3] + "y"
+    elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    for ending in ("ing", "ed"):
+        rest = word.removesuffix(ending)
+        if rest != word and len(rest) >= 3 and VOWELS & set(rest):
+            word = rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "ls" else rest
+            break
+    return word.removesuffix("e") if len(word) > 3 else word
+
+
+def content_words(question: str) -> dict[str, int]:
+    """What is asked for: stems, and their weights; for Chinese, Japanese, Korean pairs of neighbouring characters."""
+    weights: dict[str, int] = {}
+    for match in WORD.finditer(plain(question)):
+        if re.split("['’]", match[0].casefold())[0] not in STOP_WORDS:
+            word, weight = stem(match[0]), NAME_WEIGHT if _is_name(match) else 1
+            weights[word] = max(weight, weights.get(word, 0))
+    for run in CJK_RUN.findall(plain(question)):
+        for part in filter(None, CJK_STOP.split(run)):
+            weights |= dict.fromkeys(_pairs(part) or {part}, 1)
+    return weights
+
+
+def _is_name(match: re.Match[str]) -> bool:
+    first = match[0][0]
+    return first.isdigit() or (first.isupper() and not SENTENCE_START.search(match.string[: match.start()][-8:]))
+
+
+def all_words(text: str) -> frozenset[str]:
+    """Everything in `text` that a content word can equal."""
+    bare = plain(text)
+    words = {stem(word) for word in WORD.findall(bare)}
+    for run in CJK_RUN.findall(bare):
+        words |= _pairs(run) | set(run)
+    return frozenset(words)
+
+
+def coverage(wanted: dict[str, int], text: str) -> float:
+    """Share of the wanted weight that occurs in `text`, from 0 to 1; 0 where nothing is wanted."""
+    if not wanted:
+        return 0.0
+    words = all_words(text)
+    found = sum(weight for word, weight in wanted.items() if word in words)
+    return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
+
+
+def _pairs(run: str) -> set[str]:
+    return {run[i : i + 2] for i in range(len(run) - 1)}

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+
+from remanence.errors import InputError
+from remanence.text.retrieve import Retriever, Threshold, fuse
+
+from .fake_bank import ColourEmbedder, FakeBank
+
+TEXTS = (
+    "The tower of Port Ellery has 94 steps.",
+    "Port Ellery smells of tar.",
+    "Mina painted her boat scarlet.",
+    "Otto owns a navy coat.",
+)
+
+
+def search(query: str, limit: int = 5, **options) -> list[str]:
+    return [hit.chunk.text for hit in retriever(**options).search(query, limit)]
+
+
+def retriever(embedder=None, **options) -> Retriever:
+    found = Retriever(FakeBank(*TEXTS), embedder, **options)
+    found.update()
+    return found
+
+
+def test_lexical_search_finds_and_ranks():
+    assert search("How many steps has the tower of Port Ellery?", kind="lexical") == [TEXTS[0], TEXTS[1]]
+    assert search("How many steps has the tower of Port Ellery?", limit=1, kind="lexical") == [TEXTS[0]]
+
+
+@pytest.mark.parametrize("query", ["What is the capital of France?", "Who are you?", "the of a", "", " \n"])
+@pytest.mark.parametrize("kind", ["lexical", "hybrid", "dense"])
+def test_nothing_relevant_recalls_nothing(query, kind):
+    assert search(query, kind=kind, embedder=ColourEmbedder(), threshold=Threshold(cosine=1.1)) == []
+
+
+def test_dense_search_finds_other_words():
+    assert search("What is red?", kind="lexical") == []
+    assert search("What is red?", kind="dense", embedder=ColourEmbedder()) == [TEXTS[2]]
+    assert search("What is red?", kind="hybrid", embedder=ColourEmbedder()) == [TEXTS[2]]
+
+
+def test_a_hit_says_why_it_was_found():
+    (hit, *_) = retriever(ColourEmbedder()).search("Which navy coat does Otto own?")
+    assert hit.chunk.text == TEXTS[3]
+    assert hit.found_by == {"bm25": 1, "dense": 1}
+    assert 0.9 < hit.score <= 1
+
+
+def test_scores_are_between_0_and_1():
+    for hit in retriever(ColourEmbedder(), threshold=Threshold(0, -1)).search("navy tower boat", limit=9):
+        assert 0 <= hit.score <= 1
+
+
+def test_hybrid_without_an_embedder_is_bm25_and_says_so():
+    assert "BM25 alone (this model has no embedder" in retriever().describe()
+    assert "fused by rank" in retriever(ColourEmbedder()).describe()
+    assert retriever(ColourEmbedder(), kind="lexical").describe().startswith("BM25 alone; ")
+    assert retriever(ColourEmbedder(), kind="dense").describe() == "dense; recalls where the cosine by colours >= 0.6"
+
+
+def test_rank_fusion_prefers_what_both_searches_found():
+    assert fuse([{"a": 1, "b": 2}, {"b": 1, "c": 2}]) == ["b", "a", "c"]
+    assert fuse([]) == []
+
+
+def test_update_embeds_each_chunk_once():
+    found = Retriever(FakeBank(*TEXTS), ColourEmbedder())
+    assert found.update() == len(TEXTS)
+    assert found.update() == 0
+    assert Retriever(FakeBank(*TEXTS)).update() == 0
+
+
+def test_wrong_arguments():
+    with pytest.raises(InputError, match="'fuzzy' -> use one of hybrid, lexical, dense"):
+        retriever(kind="fuzzy")
+    with pytest.raises(InputError, match="has no embedder"):
+        retriever(kind="dense")

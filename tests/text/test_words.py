@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remanence.text.words import all_words, content_words, coverage, stem
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "move moved moves moving",
+        "city cities",
+        "stop stopped stopping",
+        "code codes",
+        "call called calls",
+        "boat boats",
+    ],
+)
+def test_forms_of_a_word_meet(words):
+    assert len({stem(word) for word in words.split()}) == 1
+
+
+@pytest.mark.parametrize("word", ["bus", "glass", "ring", "red", "this", "4417", "x2"])
+def test_short_and_odd_words_are_left_alone(word):
+    assert stem(word) == word
+
+
+def test_asking_is_not_content_and_names_count_twice():
+    assert content_words("Question: What is Ada's locker code?\nAnswer:") == {"ada": 2, "locker": 1, "cod": 1}
+    assert content_words("Who are you?") == {}
+    assert content_words("Which bell rang in 1912?") == {"bell": 1, "rang": 1, "1912": 2}
+
+
+def test_accents_case_and_width_do_not_matter():
+    assert coverage(content_words("Where is ZOË's ｃａｆｅ?"), "Zoe has a café.") == 1
+
+
+def test_a_name_outweighs_what_is_asked_about_it():
+    wanted = content_words("What is the capital of France?")
+    assert coverage(wanted, "The capital of Veldoria is Ost.") < 0.5
+    assert coverage(wanted, "Paris is the largest city of France.") > 0.5
+
+
+def test_chinese_is_compared_by_pairs():
+    wanted = content_words("阿达的柜子密码是多少？")
+    assert set(wanted) == {"阿达", "柜子", "子密", "密码"}
+    assert coverage(wanted, "阿达的柜子密码是4417。") == 1
+    assert coverage(wanted, "今天的天气很好。") == 0
+    assert coverage(content_words("谁是王？"), "老王") > 0
+
+
+def test_a_long_question_needs_only_a_part():
+    question = "red green blue cyan pink white black brown grey gold silver lime"
+    assert coverage(content_words(question), "red green blue cyan") == 0.5
+
+
+@given(st.text(max_size=60))
+def test_every_text_covers_itself(text):
+    wanted = content_words(text)
+    assert coverage(wanted, text) == (1.0 if wanted else 0.0)
+    assert wanted.keys() <= all_words(text)
