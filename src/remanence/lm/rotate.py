@@ -1,70 +1,103 @@
-"""Moves rotated keys to other positions with the family's own rotary embedding, and proves that it is exact."""
+"""Moves rotated keys to other positions with the family's own rotary embedding, proved exact for each layer."""
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remanence.errors import UnsupportedModel
 from remanence.lm import seam
-from remanence.lm.family import capture
+from remanence.lm.family import capture, text_config
+
+TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference between a moved key and the key computed there, as a part of the largest key; else 1e-4."""
+
+_NUM_TOKENS, _NUM_POSITIONS = 8, 48
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One way to rotate a key: a rotary embedding, the family's function that applies it, and what they take."""
+
+    rotary: nn.Module
+    layer_type: str | None
+    apply: Any
+    spread: int
+
+    def __call__(self, key_GND: Tensor, num_positions: int) -> Tensor:
+        exact = key_GND.to(torch.promote_types(key_GND.dtype, torch.float32))[None]
+        position_BT = torch.tensor([[num_positions]], device=key_GND.device)
+        cos, sin = self.rotary(exact, position_BT, *([self.layer_type] if self.layer_type else []))
+        scale = (cos[..., :1] ** 2 + sin[..., :1] ** 2).sqrt()  # YaRN scales keys once; moving must not scale again
+        width = cos.shape[-1] * self.spread
+        _, turned = self.apply(exact[..., :width], exact[..., :width], cos / scale, sin / scale)
+        return torch.cat([turned, exact[..., width:]], dim=-1)[0].to(key_GND.dtype)
+
+
+_proved: WeakKeyDictionary[PreTrainedModel, dict[int, Turn | None]] = WeakKeyDictionary()
 
 
 def move_keys(model: PreTrainedModel, key_LGND: Tensor, layers: Sequence[int], num_positions: int) -> Tensor:
     """`key_LGND` of `layers` (each rotated to some position) as if each had stood `num_positions` later.
 
-    Rotations add up: R(p + n) = R(n) R(p). Raises UnsupportedModel for families where that cannot be done.
+    Rotations add up: R(p + n) = R(n) R(p); layers without RoPE keep their keys. How each layer rotates is found
+    by trying and proved once per model. Raises UnsupportedModel for families where that fails.
     """
     if num_positions == 0:
         return key_LGND
-    rotate = _rotation(model, num_positions, key_LGND)
-    return torch.stack([rotate(layer, key_GND) for layer, key_GND in zip(layers, key_LGND, strict=True)])
+    if model not in _proved:
+        _proved[model] = _prove(model)
+    turns = [_proved[model][layer] for layer in layers]
+    return torch.stack([turn(key, num_positions) if turn else key for turn, key in zip(turns, key_LGND, strict=True)])
 
 
-def prove_move(model: PreTrainedModel, num_positions: int = 7) -> float:
-    """Largest difference between keys moved by `move_keys` and keys of the same text computed there."""
-    layers = tuple(sorted(seam.attention_modules(model)))
-    ids_BT = torch.arange(3, 11, device=model.device)[None]
-    with torch.no_grad():
-        here = capture(model, ids_BT, frozenset(layers[:1]))
-        there = capture(
-            model,
-            ids_BT,
-            frozenset(layers[:1]),
-            positions_BT=torch.arange(8, device=model.device)[None] + num_positions,
-        )
-        moved = move_keys(model, here[layers[0]].key_BGSD, layers[:1], num_positions)
-    return float((moved - there[layers[0]].key_BGSD).abs().max())
-
-
-def _rotation(model: PreTrainedModel, num_positions: int, like: Tensor) -> Callable[[int, Tensor], Tensor]:
+@torch.no_grad()
+def _prove(model: PreTrainedModel) -> dict[int, Turn | None]:
+    """For each layer the way that turns keys of a text into keys of the same text `_NUM_POSITIONS` later."""
     modules = seam.attention_modules(model)
-    rotary = [module for name, module in model.named_modules() if name.endswith("rotary_emb")]
-    if len(rotary) != 1:
-        raise _unsupported(model, f"it has {len(rotary)} rotary embeddings")
-    position_BT = torch.tensor([[num_positions]], device=like.device)
-    cos, sin = rotary[0](like.float(), position_BT)
-    scale = (cos[..., :1] ** 2 + sin[..., :1] ** 2).sqrt()  # YaRN scales keys once; moving must not scale them again
+    positions_BT = torch.arange(_NUM_TOKENS, device=model.device)[None]
+    ids_BT = positions_BT + text_config(model).vocab_size // 4
+    here = capture(model, ids_BT, frozenset(modules))
+    there = capture(model, ids_BT, frozenset(modules), positions_BT=positions_BT + _NUM_POSITIONS)
+    found = {}
+    for layer, module in modules.items():
+        key, truth = here[layer].key_BGSD, there[layer].key_BGSD
+        error, _, turn = min(
+            ((_error(turn, key, truth), i, turn) for i, turn in enumerate([None, *_turns(model, module)])),
+            key=lambda tried: tried[:2],
+        )
+        if not error <= TOLERANCE.get(model.dtype, 1e-4):
+            raise UnsupportedModel(
+                f"keys of {model.config.model_type!r} cannot be moved to other positions: at layer {layer} "
+                f"they differ by {error:.2g} of the largest key",
+                "use the preset 'paper', or --method retrieved_text",
+            )
+        found[layer] = turn
+    return found
 
-    def rotate(layer: int, key_GND: Tensor) -> Tensor:
-        apply: Any = getattr(sys.modules[type(modules[layer]).__module__], "apply_rotary_pos_emb", None)
-        if apply is None:
-            raise _unsupported(model, "its module has no apply_rotary_pos_emb")
-        width = cos.shape[-1]
-        turned, rest = key_GND[None, ..., :width].float(), key_GND[None, ..., width:]
-        _, turned = apply(turned, turned, cos / scale, sin / scale)
-        return torch.cat([turned.to(key_GND.dtype), rest], dim=-1)[0]
 
-    return rotate
+def _turns(model: PreTrainedModel, module: nn.Module) -> Iterator[Turn]:
+    apply = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    for rotary in model.modules() if apply else ():
+        if "RotaryEmbedding" in type(rotary).__name__:
+            by_type = "layer_type" in inspect.signature(rotary.forward).parameters
+            for layer_type in sorted(set(text_config(model).layer_types)) if by_type else [None]:
+                for spread in (1, 2):  # 2: cos and sin for half of a key (gpt-oss)
+                    yield Turn(rotary, layer_type, apply, spread)
 
 
-def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"keys of {model.config.model_type!r} cannot be moved to other positions: {reason}",
-        "use the preset 'paper', or --method retrieved_text",
-    )
+def _error(turn: Turn | None, key_BGSD: Tensor, truth_BGSD: Tensor) -> float:
+    try:
+        moved_BGSD = key_BGSD if turn is None else turn(key_BGSD[0], _NUM_POSITIONS)[None]
+        difference = (moved_BGSD.float() - truth_BGSD.float()).abs().max() / truth_BGSD.float().abs().max()
+        return float(difference) if torch.isfinite(difference) else float("inf")
+    except (RuntimeError, TypeError, ValueError):  # made for other shapes
+        return float("inf")
