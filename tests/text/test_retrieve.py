@@ -45,7 +45,7 @@ def test_dense_search_finds_other_words():
 def test_a_hit_says_why_it_was_found():
     (hit, *_) = retriever(ColourEmbedder()).search("Which navy coat does Otto own?")
     assert hit.chunk.text == TEXTS[3]
-    assert hit.found_by == {"bm25": 1, "dense": 1}
+    assert hit.found_by == {"lexical": 1, "dense": 1}
     assert 0.9 < hit.score <= 1
 
 
@@ -62,8 +62,21 @@ def test_hybrid_without_an_embedder_is_bm25_and_says_so():
 
 
 def test_rank_fusion_prefers_what_both_searches_found():
-    assert fuse([{"a": 1, "b": 2}, {"b": 1, "c": 2}]) == ["b", "a", "c"]
-    assert fuse([]) == []
+    assert fuse({"lexical": ["a", "b"], "dense": ["b", "c"]}) == [
+        ("b", {"lexical": 2, "dense": 1}),
+        ("a", {"lexical": 1}),
+        ("c", {"dense": 2}),
+    ]
+    assert fuse({}) == []
+
+
+def test_coverage_orders_what_bm25_proposes():
+    bank = FakeBank(
+        "Petra has a dog, a dog, a dog and a boat.", "Petra Voss has a boat.", "Anna Voss saw Petra on a boat."
+    )
+    hits = Retriever(bank).search("Which boat does Petra Voss have?")
+    assert hits[0].chunk.text == "Petra Voss has a boat."
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
 def test_update_embeds_each_chunk_once():

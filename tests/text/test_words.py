@@ -33,6 +33,12 @@ def test_asking_is_not_content_and_names_count_twice():
     assert content_words("Which bell rang in 1912?") == {"bell": 1, "rang": 1, "1912": 2}
 
 
+def test_names_side_by_side_count_as_one_more_name():
+    wanted = content_words("Where did Petra Voss live in 1912?")
+    assert wanted == {"petra": 2, "voss": 2, "petra voss": 2, "liv": 1, "1912": 2}
+    assert coverage(wanted, "Petra Voss") > coverage(wanted, "Petra Klein met Anna Voss")
+
+
 def test_accents_case_and_width_do_not_matter():
     assert coverage(content_words("Where is ZOË's ｃａｆｅ?"), "Zoe has a café.") == 1
 

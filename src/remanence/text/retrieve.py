@@ -77,20 +77,32 @@ class Retriever:
     def search(self, query: str, limit: int = 5) -> list[Hit]:
         """At most `limit` hits, best first; [] where nothing in the bank is about the query.
 
-        `score` is the larger of coverage and cosine; the order follows the ranks of the searches.
+        BM25 proposes, coverage orders what it proposed; the dense search orders by cosine; where both search,
+        their ranks are fused. `score` is the larger of coverage and cosine.
         """
         if limit < 1 or not query.strip():
             return []
         pool = max(limit * POOL_PER_HIT, MIN_POOL)
-        found: dict[str, list[tuple[str, float]]] = {}
-        if self.kind != "dense":
-            found["bm25"] = self.bank.search_text(query, pool)
-        if self.embedder is not None:
-            vector_E = self.embedder.embed([query])[0]
-            found["dense"] = self.bank.search_vector(vector_E, self.embedder.name, pool)
-        ranks = {name: {id: rank for rank, (id, _) in enumerate(rows, start=1)} for name, rows in found.items()}
-        order = fuse(list(ranks.values()))
-        return self._relevant(query, order, ranks, dict(found.get("dense", ())))[:limit]
+        cosines = self._dense(query, pool)
+        proposed = [] if self.kind == "dense" else [id for id, _ in self.bank.search_text(query, pool)]
+        ids = list(dict.fromkeys([*proposed, *cosines]))
+        chunks = {chunk.id: chunk for chunk in self.bank.get(ids)} if ids else {}
+        wanted = {} if self.kind == "dense" else content_words(query)
+        covered = {id: coverage(wanted, chunk.text) for id, chunk in chunks.items()}
+        rankings = {"lexical": sorted(proposed, key=lambda id: -covered[id]), "dense": list(cosines)}
+        hits = []
+        for id, found_by in fuse(rankings):
+            if covered[id] >= self.threshold.coverage or cosines.get(id, -1.0) >= self.threshold.cosine:
+                score = max(covered[id], cosines.get(id, 0.0))
+                hits.append(Hit(chunks[id], min(1.0, score), found_by))
+        return hits[:limit]
+
+    def _dense(self, query: str, pool: int) -> dict[str, float]:
+        """Cosines of the nearest chunks, best first."""
+        if self.embedder is None:
+            return {}
+        vector_E = self.embedder.embed([query])[0]
+        return dict(self.bank.search_vector(vector_E, self.embedder.name, pool))
 
     def update(self) -> int:
         """Embeds the chunks that have no vector of this embedder yet; returns how many."""
@@ -103,23 +115,14 @@ class Retriever:
             self.bank.put_vectors(self.embedder.name, ids, self.embedder.embed(texts))
         return len(missing)
 
-    def _relevant(
-        self, query: str, order: list[str], ranks: dict[str, dict[str, int]], cosines: dict[str, float]
-    ) -> list[Hit]:
-        wanted = {} if self.kind == "dense" else content_words(query)
-        hits = []
-        for chunk in self.bank.get(order) if order else []:
-            covered, cosine = coverage(wanted, chunk.text), cosines.get(chunk.id, 0.0)
-            if covered >= self.threshold.coverage or cosine >= self.threshold.cosine:
-                found_by = {name: rank[chunk.id] for name, rank in ranks.items() if chunk.id in rank}
-                hits.append(Hit(chunk, min(1.0, max(covered, cosine)), found_by))
-        return hits
 
+def fuse(rankings: Mapping[str, Sequence[str]]) -> list[tuple[str, dict[str, int]]]:
+    """Ids by the sum of 1 / (60 + rank) over all rankings, each with its ranks (from 1) by ranking.
 
-def fuse(rankings: Sequence[Mapping[str, int]]) -> list[str]:
-    """Ids by the sum of 1 / (60 + rank) over all rankings that hold them; ties keep the first ranking's order."""
-    worth: dict[str, float] = {}
-    for ranking in rankings:
-        for id, rank in ranking.items():
-            worth[id] = worth.get(id, 0.0) + 1 / (RANK_CONSTANT + rank)
-    return sorted(worth, key=worth.__getitem__, reverse=True)
+    Ties keep the order of the first ranking.
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    for name, ids in rankings.items():
+        for rank, id in enumerate(ids, start=1):
+            ranks.setdefault(id, {})[name] = rank
+    return sorted(ranks.items(), key=lambda item: -sum(1 / (RANK_CONSTANT + rank) for rank in item[1].values()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
+from itertools import pairwise
 
 STOP_WORDS = frozenset(
     """a about above after again all also am an and any are as at be because been before being below between both but
@@ -24,17 +26,20 @@ WORD = re.compile(rf"[^\W_{CJK}]+(?:['’][^\W_{CJK}]+)?")
 VOWELS = frozenset("aeiouy")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;\n])[\W_]*$")
 NAME_WEIGHT = 2
-"""A capitalised word within a sentence, or a number, counts as two: who or what is meant tells texts apart."""
+"""A capitalised word within a sentence, a number, and two names side by side count double: they tell texts apart."""
 MAX_WEIGHT = 8
 """Of a long question this much counts as all: it says more than one text can answer."""
 
 
 def plain(text: str) -> str:
     """Without accents and compatibility forms: 'Zoë' is 'Zoe', full-width letters are letters."""
+    if text.isascii():
+        return text
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
     return unicodedata.normalize("NFC", bare)
 
 
+@lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
     """A word in lower case without plural, -ed, -ing and final e; light, so that 'move', 'moved' and 'moving' meet."""
     word = re.sub(r"['’].*", "", word.casefold())
@@ -53,16 +58,27 @@ def stem(word: str) -> str:
 
 
 def content_words(question: str) -> dict[str, int]:
-    """What is asked for: stems, and their weights; for Chinese, Japanese, Korean pairs of neighbouring characters."""
-    weights: dict[str, int] = {}
-    for match in WORD.finditer(plain(question)):
-        if re.split("['’]", match[0].casefold())[0] not in STOP_WORDS:
-            word, weight = stem(match[0]), NAME_WEIGHT if _is_name(match) else 1
-            weights[word] = max(weight, weights.get(word, 0))
-    for run in CJK_RUN.findall(plain(question)):
+    """What is asked for, and its weight: stems, and names that stand side by side ("ada lovelace").
+
+    Of Chinese, Japanese and Korean text it is the pairs of neighbouring characters.
+    """
+    bare = plain(question)
+    found = [match for match in WORD.finditer(bare) if not _is_stop(match[0])]
+    wanted: dict[str, int] = {}
+    for match in found:
+        word = stem(match[0])
+        wanted[word] = max(NAME_WEIGHT if _is_name(match) else 1, wanted.get(word, 0))
+    for left, right in pairwise(found):
+        if left[0][0].isupper() and _is_name(right) and bare[left.end() : right.start()] == " ":
+            wanted[f"{stem(left[0])} {stem(right[0])}"] = NAME_WEIGHT
+    for run in CJK_RUN.findall(bare):
         for part in filter(None, CJK_STOP.split(run)):
-            weights |= dict.fromkeys(_pairs(part) or {part}, 1)
-    return weights
+            wanted |= dict.fromkeys(_pairs(part) or {part}, 1)
+    return wanted
+
+
+def _is_stop(word: str) -> bool:
+    return re.split("['’]", word.casefold())[0] in STOP_WORDS
 
 
 def _is_name(match: re.Match[str]) -> bool:
@@ -73,7 +89,8 @@ def _is_name(match: re.Match[str]) -> bool:
 def all_words(text: str) -> frozenset[str]:
     """Everything in `text` that a content word can equal."""
     bare = plain(text)
-    words = {stem(word) for word in WORD.findall(bare)}
+    stems = [stem(word) for word in WORD.findall(bare)]
+    words = {*stems, *(f"{left} {right}" for left, right in pairwise(stems))}
     for run in CJK_RUN.findall(bare):
         words |= _pairs(run) | set(run)
     return frozenset(words)
