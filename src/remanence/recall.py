@@ -54,7 +54,8 @@ def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -
     if not missing:
         return [memory for memory in loaded if memory is not None]
     written = dict(zip([chunk.id for chunk in missing], write_chunks(lm, method, missing), strict=True))
-    bank.put_memories(fingerprint, list(written), list(written.values()))
+    description = {"model": lm.name, **method.describe()}
+    bank.put_memories(fingerprint, list(written), list(written.values()), description=description)
     return [written[chunk.id] if memory is None else memory for chunk, memory in zip(chunks, loaded, strict=True)]
 
 

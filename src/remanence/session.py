@@ -20,6 +20,7 @@ from remanence.text.retrieve import Retriever
 from remanence.types import Chunk, ForgetReceipt, Recall, Receipt, Reply, Usage
 
 Message = Mapping[str, str]
+COMMIT_CHUNKS = 128
 
 
 class Text(Protocol):
@@ -62,12 +63,16 @@ class Session:
         self.retriever = Retriever(self.bank, self.lm.embedder, kind=retrieval)
         self.seed = seed
         if self.method.writes_tensors:
-            self.bank.check(self.fingerprint, {"model": self.lm.name, **self.method.describe()})
+            self.bank.check(self.fingerprint, self.describe())
 
     @property
     def fingerprint(self) -> str:
         """What this session's memories are valid for: model, tokenizer, dtype, method, config."""
         return self.method.fingerprint(self.lm)
+
+    def describe(self) -> dict[str, Any]:
+        """What the fingerprint stands for, in words."""
+        return {"model": self.lm.name, **self.method.describe()}
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -107,22 +112,33 @@ class Session:
         warm: bool = True,
         on_progress: Callable[[int], None] | None = None,
     ) -> Receipt:
-        begun, num_bytes = time.monotonic(), 0
-        ids: list[str] = []
-        skipped: list[str] = []
-        num_documents = num_tokens = 0
-        for document in documents:
-            drafts = self._drafts(document, expires, supersedes)
-            stored = self.bank.add(drafts)
-            new = [chunk_id for chunk_id, is_new in stored if is_new]
-            num_bytes += self._derive([chunk_id for chunk_id, _ in stored], warm)
-            ids += [chunk_id for chunk_id, _ in stored]
-            skipped += [chunk_id for chunk_id, is_new in stored if not is_new]
-            num_documents += 1
+        begun, num_documents, num_tokens, num_bytes = time.monotonic(), 0, 0, 0
+        stored: list[tuple[str, bool]] = []
+        for batch in self._batches(documents, expires, supersedes):
+            drafts = [draft for document in batch for draft in document]
+            added = self.bank.add(drafts)
+            num_bytes += self._derive(added, warm)
+            stored += added
+            num_documents += len(batch)
             num_tokens += sum(draft.num_tokens for draft in drafts)
             if on_progress:
-                on_progress(len(new))
-        return Receipt(tuple(ids), tuple(skipped), num_documents, num_tokens, num_bytes, time.monotonic() - begun)
+                on_progress(len(added))
+        ids = tuple(chunk_id for chunk_id, _ in stored)
+        skipped = tuple(chunk_id for chunk_id, is_new in stored if not is_new)
+        return Receipt(ids, skipped, num_documents, num_tokens, num_bytes, time.monotonic() - begun)
+
+    def _batches(
+        self, documents: Iterable[Text], expires: float | None, supersedes: str | None
+    ) -> Iterator[list[list[Draft]]]:
+        """Whole documents, together until they have `COMMIT_CHUNKS` chunks: each batch is one commit."""
+        batch: list[list[Draft]] = []
+        for document in documents:
+            batch.append(self._drafts(document, expires, supersedes))
+            if sum(map(len, batch)) >= COMMIT_CHUNKS:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _drafts(self, document: Text, expires: float | None, supersedes: str | None) -> list[Draft]:
         pieces = split(document.text, self.lm.count_tokens, self.method.reference_tokens())
@@ -142,34 +158,40 @@ class Session:
             for i, piece in enumerate(pieces)
         ]
 
-    def _derive(self, ids: Sequence[str], warm: bool) -> int:
-        """Search vectors and memories of stored chunks; returns the bytes that were added."""
+    def _derive(self, stored: Sequence[tuple[str, bool]], warm: bool) -> int:
+        """Search vectors of new chunks, and memories of those that have none; returns the bytes that were added."""
         num_bytes = 0
-        if embedder := self.lm.embedder:
-            missing = sorted(set(ids) & set(self.bank.missing_vectors(embedder.name, ids)))
-            if missing:
-                vectors = embedder.embed([chunk.text for chunk in self.bank.get(missing)])
-                self.bank.put_vectors(embedder.name, missing, vectors)
-                num_bytes += vectors.nbytes
+        new = list(dict.fromkeys(chunk_id for chunk_id, is_new in stored if is_new))
+        if (embedder := self.lm.embedder) and new:
+            vectors = embedder.embed([chunk.text for chunk in self.bank.get(new)])
+            self.bank.put_vectors(embedder.name, new, vectors)
+            num_bytes += vectors.nbytes
         if warm and self.method.writes_tensors:
+            ids = list(dict.fromkeys(chunk_id for chunk_id, _ in stored))
             missing = self.bank.missing_memories(self.fingerprint, ids)
-            memories = write_chunks(self.lm, self.method, self.bank.get(missing))
-            self.bank.put_memories(self.fingerprint, missing, memories)
-            num_bytes += sum(memory.num_bytes for memory in memories)
+            num_bytes += self._write_memories(missing)
         return num_bytes
+
+    def _write_memories(self, ids: Sequence[str]) -> int:
+        if not ids:
+            return 0
+        memories = write_chunks(self.lm, self.method, self.bank.get(ids))
+        self.bank.put_memories(self.fingerprint, ids, memories, description=self.describe())
+        return sum(memory.num_bytes for memory in memories)
 
     def migrate(self, on_progress: Callable[[int], None] | None = None) -> int:
         """Makes vectors and memories of every chunk for this session's model and method; returns how many.
 
         What other models made of the same chunks stays until `bank.drop_memories`.
         """
-        num_chunks, offset = 0, 0
-        while page := self.bank.list(limit=256, offset=offset):
-            self._derive([chunk.id for chunk in page], warm=True)
-            offset, num_chunks = offset + len(page), num_chunks + len(page)
+        self.retriever.update()
+        missing = self.bank.missing_memories(self.fingerprint) if self.method.writes_tensors else []
+        for start in range(0, len(missing), COMMIT_CHUNKS):
+            batch = missing[start : start + COMMIT_CHUNKS]
+            self._write_memories(batch)
             if on_progress:
-                on_progress(len(page))
-        return num_chunks
+                on_progress(len(batch))
+        return len(missing)
 
     def recompute(self, chunks: Sequence[Chunk]) -> list[Any]:
         """Memories of `chunks` made anew from their text, for `bank.verify`."""
