@@ -1,0 +1,240 @@
+"""`Bank`: text that outlives every process, and beside it what models made of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from remanence.bank import care, listing, tensors, texts, transfer, verification
+from remanence.bank.draft import Draft, check_namespace, chunk_id
+from remanence.bank.meta import TextIndex
+from remanence.bank.reports import BankStats, CompactReceipt, VerifyReport
+from remanence.bank.search import Search
+from remanence.bank.store import Store
+from remanence.bank.tensors import Memories
+from remanence.bank.texts import Scope
+from remanence.bank.usage import Usage
+from remanence.bank.verification import Recompute
+from remanence.types import Chunk, ForgetReceipt, Memory
+
+Ids = list[str]
+Chunks = list[Chunk]
+Added = list[tuple[str, bool]]
+Scored = list[tuple[str, float]]
+Loaded = list[Memory | None]
+Flags = list[bool]
+RAM_BYTES = 256 << 20
+LOCK_SECONDS = 30.0
+
+
+class Bank:
+    """Open with `Bank.open`. Every method sees one namespace only, and what other processes wrote.
+
+    A chunk is *live* until it expires, and *visible* (found by searches, counted by `len`) while in
+    addition no live chunk supersedes it. Failures of the disk or of Lance are `BankError`s.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        namespace: str,
+        ram_bytes: int,
+        lock_seconds: float,
+        text_index: TextIndex | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.path, self.namespace = folder, check_namespace(namespace)
+        self._store = Store(folder, lock_seconds, text_index)
+        self._scope = Scope(self._store, namespace, clock)
+        self._memories = Memories(self._scope, ram_bytes)
+        self._search = Search(self._scope)
+        self._usage = Usage(self._scope)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str] | None,
+        namespace: str = "default",
+        ram_bytes: int = RAM_BYTES,
+        *,
+        lock_seconds: float = LOCK_SECONDS,
+        text_index: TextIndex | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Bank:
+        """The bank in folder `path`, made if it is missing; None: in RAM, gone on close.
+
+        `ram_bytes` bounds the memories kept in RAM, `lock_seconds` the wait for another writer
+        (BankBusy), `text_index` is used when the bank is made. InputError: a folder with other files.
+        """
+        folder = None if path is None else Path(path)
+        return cls(folder, namespace, ram_bytes, lock_seconds, text_index, clock)
+
+    # --- chunks -------------------------------------------------------------------------------
+
+    def add(self, drafts: Sequence[Draft]) -> Added:
+        """(id, is_new) for each draft; all of them on disk when this returns, or none.
+
+        A text that is live already is stored once: its row stays, it expires at the later of both
+        times, and a `supersedes` of the draft takes effect. UnknownChunk: nothing to supersede.
+        """
+        added = texts.add(self._scope, drafts)
+        self._usage.flush()
+        return added
+
+    def has(self, contents: Sequence[str]) -> Flags:
+        ids = [chunk_id(self.namespace, text) for text in contents]
+        live = self._scope.live(set(ids))
+        return [id in live for id in ids]
+
+    def get(self, ids: Sequence[str]) -> Chunks:
+        """Live chunks, superseded ones too, in the order of `ids`; UnknownChunk names the first that is not."""
+        now, held = self._scope.clock(), self._search.remembered()
+        found = {id: held[id] for id in ids if id in held and not self._search.sight().expired(id, now)}
+        missing = [id for id in ids if id not in found]
+        if missing:
+            read = {id: row.chunk for id, row in texts.known(self._scope, missing).items()}
+            self._search.remember([*read.values()])
+            found |= read
+        return [found[id] for id in ids]
+
+    def list(
+        self, limit: int | None = None, offset: int = 0, source: str | None = None, *, include_superseded: bool = False
+    ) -> Chunks:
+        """Visible chunks, oldest first; `source`: of this document only."""
+        return listing.list_chunks(self._scope, limit, offset, source, include_superseded)
+
+    def __len__(self) -> int:
+        return listing.count(self._scope)
+
+    def search_text(self, query: str, limit: int = 20) -> Scored:
+        """(id, BM25 score) of visible chunks that share a word with `query`, best first; any text is a query."""
+        return self._search.text(query, limit)
+
+    def search_vector(self, vector_E: np.ndarray, embedder: str, limit: int = 20) -> Scored:
+        """(id, cosine) of visible chunks, best first; [] where `embedder` has no vectors here."""
+        return self._search.vector(vector_E, embedder, limit)
+
+    # --- what models made of them -------------------------------------------------------------
+
+    def put_vectors(self, embedder: str, ids: Sequence[str], vector_NE: np.ndarray) -> None:
+        """Stores one float32 vector per chunk, in place of an older one. UnknownChunk: nothing is stored."""
+        if len(ids):
+            tensors.put_vectors(self._scope, embedder, ids, vector_NE)
+
+    def missing_vectors(self, embedder: str) -> Ids:
+        """Live chunks without a vector of `embedder`, oldest first."""
+        return listing.missing_vectors(self._scope, embedder)
+
+    def check(self, fingerprint: str, description: Mapping[str, Any]) -> None:
+        """BankMismatch where this namespace holds memories, but none of `fingerprint`.
+
+        `description` says what makes the fingerprint ("model", "method", ...); strings and numbers.
+        """
+        self._memories.check(fingerprint, dict(description))
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Fingerprint -> description, of the memories that this namespace holds."""
+        return self._memories.fingerprints()
+
+    def put_memories(
+        self,
+        fingerprint: str,
+        ids: Sequence[str],
+        memories: Sequence[Memory],
+        codec: str = "bf16",
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Stores one memory per chunk, in place of an older one. UnknownChunk: nothing is stored."""
+        if len(ids) or len(memories):
+            self._memories.put(fingerprint, ids, memories, codec, dict(description or {}))
+
+    def load(self, fingerprint: str, ids: Sequence[str]) -> Loaded:
+        """Memories in the order of `ids`; None where there is none (yet). BankCorrupted, never a changed one."""
+        return self._memories.load(fingerprint, ids)
+
+    def missing_memories(self, fingerprint: str, ids: Sequence[str] | None = None) -> Ids:
+        """Which of `ids` (None: of all live chunks, oldest first) have no memory of `fingerprint`."""
+        ids = listing.live_ids(self._scope) if ids is None else ids
+        return self._memories.missing(fingerprint, ids)
+
+    def drop_memories(self, fingerprint: str) -> int:
+        """Removes this namespace's memories of `fingerprint`; the texts stay. Returns how many."""
+        return self._memories.drop(fingerprint)
+
+    def note_recalled(self, ids: Sequence[str]) -> None:
+        """Counts one recall of each; kept in RAM until the next change or `close`."""
+        self._usage.note(ids)
+
+    def usage(self) -> dict[str, tuple[int, float]]:
+        """Chunk id -> (number of recalls, time of the last)."""
+        return self._usage.counts()
+
+    # --- forgetting and care ------------------------------------------------------------------
+
+    def forget(self, ids: Sequence[str]) -> ForgetReceipt:
+        """Removes chunks and all that was made of them; UnknownChunk: nothing is removed.
+
+        What only a forgotten chunk superseded is visible again. Bytes leave the disk with `compact`.
+        """
+        return care.forget(self, ids)
+
+    def expire(self) -> int:
+        """Forgets what has expired (it is never returned anyway); returns how many chunks."""
+        return care.expire(self)
+
+    def compact(self) -> CompactReceipt:
+        """Purges what has expired and rewrites files, until no byte of anything removed is left on disk."""
+        return care.compact(self)
+
+    def index(self) -> None:
+        """Brings text and vector indexes up to date; done by itself as a bank grows."""
+        with self._store.writing():
+            for name in [*self._store.meta.tables]:
+                if self._store.open(name) is not None:
+                    self._store.optimize(name)
+
+    def verify(
+        self,
+        recompute: Recompute | None = None,
+        sample: int = 8,
+        *,
+        fingerprint: str | None = None,
+        tolerance: float = 0.02,
+    ) -> VerifyReport:
+        """Checks every file, row and payload; `recompute` makes a sample of memories from their text again.
+
+        `fingerprint` says whose, where the bank holds those of several. A memory may differ by
+        `tolerance` of its largest value (bfloat16 and int8 round).
+        """
+        return verification.verify(self, recompute, sample, fingerprint, tolerance)
+
+    def stats(self) -> BankStats:
+        return care.stats(self)
+
+    def export(self, path: str | os.PathLike[str]) -> int:
+        """Writes live chunks as JSON lines (see FORMAT.md), whole or not at all; returns how many."""
+        return transfer.export(self, Path(path))
+
+    def import_(self, path: str | os.PathLike[str]) -> Added:
+        """Adds the chunks of an export; InputError names the first damaged line, and then nothing is added."""
+        return transfer.import_(self, Path(path))
+
+    def close(self) -> None:
+        """Writes pending counts. The bank cannot be used afterwards; a bank in RAM is gone."""
+        if self._store.is_open:
+            self._usage.flush()
+            self._store.close()
+
+    def __enter__(self) -> Bank:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,69 @@
+"""Compaction: after it, no file of the bank holds a byte of what was removed."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+
+import pyarrow as pa
+
+from remanence.bank.meta import OURS
+from remanence.bank.store import CHUNKS_TABLE, Store
+from remanence.bank.tensors import delete, held_ids
+from remanence.bank.texts import Scope
+
+BATCH_ROWS = 256
+AT_ONCE = timedelta(0)
+
+
+def compact_tables(store: Store) -> None:
+    """Merges files, brings indexes up to date, removes old versions; tables with removed rows are written anew.
+
+    Lance's own optimize keeps a removed row's bytes in its data file (below a tenth of the rows) and
+    its words in the full-text index, so neither is used for those. The caller holds the lock.
+    """
+    for name in list(store.meta.tables):
+        if store.open(name) is None:
+            continue
+        if name in store.meta.dirty:
+            rewrite(store, name)
+        store.optimize(name, keep=AT_ONCE)
+        if name in store.meta.dirty:
+            store.meta.dirty.remove(name)
+            store.save_meta()
+
+
+def rewrite(store: Store, name: str) -> None:
+    """The rows that are left, streamed into new files; all indexes are made anew from them."""
+    table = store.open(name)
+    rows = table.search().to_batches(batch_size=BATCH_ROWS)
+    stream = pa.RecordBatchReader.from_batches(table.schema, rows)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="lancedb")
+        table.add(stream, mode="overwrite")
+    store.make_indexes(name)
+
+
+def orphans(scope: Scope) -> dict[str, set[str]]:
+    """Per table of tensors, the ids of its rows in this namespace that have no chunk."""
+    chunks = held_ids(scope, CHUNKS_TABLE)
+    meta = scope.store.meta
+    names = [*meta.of_kind("memories"), *meta.of_kind("vectors"), *meta.of_kind("usage")]
+    found = {name: held_ids(scope, name) - chunks for name in names}
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def delete_everywhere(scope: Scope, condition: str) -> int:
+    """Removes rows from all tables of memories and vectors; returns how many memories."""
+    meta = scope.store.meta
+    for name in meta.of_kind("vectors"):
+        delete(scope, name, condition)
+    return sum(delete(scope, name, condition) for name in meta.of_kind("memories"))
+
+
+def disk_bytes(store: Store) -> int:
+    """Bytes of all files of the bank; 0 for a bank in RAM."""
+    if store.folder is None or store.seal is None:
+        return 0
+    own = [store.folder / name for name in OURS if (store.folder / name).exists()]
+    return sum((store.folder / name).stat().st_size for name in store.seal.files()) + sum(p.stat().st_size for p in own)

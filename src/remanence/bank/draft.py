@@ -1,0 +1,87 @@
+"""A text on its way into a bank, and the id that its content gives it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from remanence.errors import InputError, UnknownChunk
+
+ID = re.compile(r"[0-9a-f]{16}")
+UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
+MAX_NAMESPACE_CHARS = 256
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A chunk before it is stored. `start` and `end` are characters of the document `source`.
+
+    `expires`: seconds since 1970 (UTC), None: never. `supersedes`: the id of an older chunk of the
+    same namespace that this one replaces in every search.
+    """
+
+    text: str
+    num_tokens: int
+    source: str = ""
+    start: int = 0
+    end: int = 0
+    expires: float | None = None
+    supersedes: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def content_hash(namespace: str, text: str) -> str:
+    """64 hex digits: SHA-256 over namespace, a zero byte, and text."""
+    return hashlib.sha256(f"{namespace}\0{text}".encode()).hexdigest()
+
+
+def chunk_id(namespace: str, text: str) -> str:
+    """The first 16 hex digits of the content's hash."""
+    return content_hash(namespace, text)[:16]
+
+
+def digest(*parts: str | bytes) -> str:
+    """32 hex digits over `parts`, each with its length, so that no two lists of parts collide."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "little"))
+        hasher.update(data)
+    return hasher.hexdigest()[:32]
+
+
+def check_draft(draft: Draft) -> None:
+    """InputError where a draft could not be stored and read back unchanged."""
+    if not draft.text.strip():
+        raise InputError(f"a chunk's text is {draft.text!r}", "give a text with at least one word")
+    for name in ("text", "source"):
+        if bad := UNSTORABLE.search(getattr(draft, name)):
+            problem = f"a chunk's {name} has the character U+{ord(bad[0]):04X} at {bad.start()}"
+            raise InputError(problem, "remove it: it is half of a broken character, or the text is a binary file")
+    if draft.num_tokens < 0 or draft.start < 0 or draft.end < draft.start:
+        span = f"num_tokens={draft.num_tokens}, start={draft.start}, end={draft.end}"
+        raise InputError(f"a chunk has {span}", "counts are at least 0 and end is not before start")
+    if draft.expires is not None and not math.isfinite(draft.expires):
+        raise InputError(f"a chunk's expires is {draft.expires}", "give seconds since 1970, or None for never")
+    if not all(isinstance(value, str) for pair in draft.metadata.items() for value in pair):
+        raise InputError(f"a chunk's metadata is {dict(draft.metadata)!r}", "use strings as names and values")
+    if any(UNSTORABLE.search(value) for pair in draft.metadata.items() for value in pair):
+        raise InputError("a chunk's metadata has a NUL or half of a broken character", "remove it")
+
+
+def check_namespace(namespace: str) -> str:
+    """`namespace` itself: 1 to 256 printable characters."""
+    if 0 < len(namespace) <= MAX_NAMESPACE_CHARS and namespace.isprintable():
+        return namespace
+    raise InputError(f"namespace is {namespace[:80]!r}", f"use 1 to {MAX_NAMESPACE_CHARS} printable characters")
+
+
+def check_ids(ids: list[str]) -> list[str]:
+    """`ids` without repetition; UnknownChunk names the first that cannot be an id at all."""
+    for id in ids:
+        if not ID.fullmatch(id):
+            raise UnknownChunk(f"no chunk {id[:80]!r}", "an id is 16 hex digits, as `remanence bank list` prints it")
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,111 @@
+"""`meta.json`: the format of a bank, how its text is indexed, and what each of its tables holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from remanence.bank.draft import digest
+from remanence.errors import BankCorrupted, BankError, InputError
+
+FORMAT = 1
+FILE = "meta.json"
+OURS = {FILE, "bank.lock", "sums.txt"}
+
+
+@dataclass(frozen=True)
+class TextIndex:
+    """How BM25 sees words. "icu/split" also cuts Chinese, Japanese and Thai into words."""
+
+    tokenizer: str = "icu/split"
+    language: str = "English"
+    stem: bool = True
+    stop_words: bool = True
+
+
+@dataclass
+class Meta:
+    """`tables`: name -> what it holds ("kind", and the full fingerprint or embedder name behind its hash).
+
+    `ready`: the chunks table was made, so that its absence is damage. `dirty`: tables with removed rows
+    whose bytes are still on disk.
+    """
+
+    text_index: TextIndex
+    created: float = field(default_factory=time.time)
+    ready: bool = False
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dirty: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    def of_kind(self, kind: str) -> dict[str, dict[str, Any]]:
+        return {name: entry for name, entry in self.tables.items() if entry["kind"] == kind}
+
+
+def read_meta(folder: Path) -> Meta | None:
+    """None where `folder` holds no bank; errors for a damaged one and for one of a later format."""
+    try:
+        content = json.loads((folder / FILE).read_bytes())
+        body = content["body"]
+        intact = content["checksum"] == digest(json.dumps(body, sort_keys=True))
+        if intact and body["format"] > FORMAT:
+            problem = f"bank {str(folder)!r} has format {body['format']}, this remanence reads up to {FORMAT}"
+            raise BankError(problem, "pip install -U remanence")
+        meta = Meta(**body | {"text_index": TextIndex(**body["text_index"])})
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BankError(f"bank {str(folder)!r} cannot be opened: {reason}", "check its mode and owner") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        hint = f"restore {FILE} from a copy of the bank; the tables beside it are not touched"
+        raise BankCorrupted(f"{FILE} of bank {str(folder)!r} is not what was written", hint)
+    return meta
+
+
+def write_meta(folder: Path, meta: Meta) -> None:
+    """Replaces the file in one step and waits until it is on disk."""
+    body = asdict(meta)
+    content = {"body": body, "checksum": digest(json.dumps(body, sort_keys=True))}
+    write_whole(folder / FILE, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """`path` holds either what it held before or all of `data`, whatever happens."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new names in `folder` durable, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def new_meta(folder: Path, text_index: TextIndex | None) -> Meta:
+    """For a bank that is about to be made; InputError where `folder` already holds something else."""
+    others = [name for name in os.listdir(folder) if name not in OURS and not name.startswith(".")]
+    if others:
+        problem = f"{str(folder)!r} is not a bank: it has no {FILE}, but holds {others[0]!r}"
+        raise InputError(problem, "give a new or empty folder, or the folder of a bank")
+    return replace(Meta(text_index or TextIndex()))

@@ -1,0 +1,137 @@
+"""What a row of each table looks like, and the checksum that shows when one has changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from remanence.bank.draft import digest
+from remanence.errors import BankCorrupted
+from remanence.types import Chunk
+
+CHUNKS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("namespace", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("hash", pa.string(), nullable=False),
+        pa.field("created", pa.float64(), nullable=False),
+        pa.field("expires", pa.float64()),
+        pa.field("supersedes", pa.string()),
+        pa.field("hidden_until", pa.float64()),
+        pa.field("metadata", pa.string(), nullable=False),
+        pa.field("checksum", pa.string(), nullable=False),
+    ]
+)
+MEMORIES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("namespace", pa.string(), nullable=False),
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("checksum", pa.string(), nullable=False),
+        pa.field("payload", pa.large_binary(), nullable=False),
+    ]
+)
+USAGE = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("namespace", pa.string(), nullable=False),
+        pa.field("num_recalls", pa.int64(), nullable=False),
+        pa.field("last_recalled", pa.float64(), nullable=False),
+    ]
+)
+
+
+def vectors_schema(dim: int) -> pa.Schema:
+    """id, namespace, and a float32 vector of `dim` numbers."""
+    vector = pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)
+    return pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "namespace")] + [vector])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A chunk as it is stored. `hidden_until`: no search finds it before that time (inf: never again)."""
+
+    chunk: Chunk
+    hash: str
+    hidden_until: float | None = None
+
+    def with_chunk(self, **changes: Any) -> Row:
+        return replace(self, chunk=replace(self.chunk, **changes))
+
+    def expired(self, now: float) -> bool:
+        return self.chunk.expires is not None and self.chunk.expires <= now
+
+    def hidden(self, now: float) -> bool:
+        return self.hidden_until is not None and self.hidden_until > now
+
+
+def row_to_dict(row: Row) -> dict[str, Any]:
+    """The columns of `CHUNKS`; the checksum is over all others."""
+    chunk = row.chunk
+    columns = {
+        "id": chunk.id,
+        "namespace": chunk.namespace,
+        "text": chunk.text,
+        "num_tokens": chunk.num_tokens,
+        "source": chunk.source,
+        "start": chunk.start,
+        "end": chunk.end,
+        "hash": row.hash,
+        "created": float(chunk.created),
+        "expires": None if chunk.expires is None else float(chunk.expires),
+        "supersedes": chunk.supersedes,
+        "hidden_until": row.hidden_until,
+        "metadata": json.dumps(dict(chunk.metadata), ensure_ascii=False, sort_keys=True),
+    }
+    return columns | {"checksum": _row_checksum(columns)}
+
+
+def _row_checksum(columns: dict[str, Any]) -> str:
+    names = CHUNKS.names[:-1]
+    return digest(json.dumps([columns[name] for name in names], ensure_ascii=False))
+
+
+def row_from_dict(columns: dict[str, Any]) -> Row:
+    """BankCorrupted where the checksum does not hold; then nothing of the row is used."""
+    if _row_checksum(columns) != columns["checksum"]:
+        raise BankCorrupted(
+            f"chunk {columns['id']!r} is not what was written: its checksum does not hold",
+            "run `remanence bank verify`, then restore this bank from a copy or an export",
+        )
+    fields = ("id", "namespace", "text", "num_tokens", "source", "start", "end", "created", "expires", "supersedes")
+    chunk = Chunk(**{name: columns[name] for name in fields}, metadata=json.loads(columns["metadata"]))
+    return Row(chunk, columns["hash"], columns["hidden_until"])
+
+
+def rows_to_table(rows: Iterable[Row]) -> pa.Table:
+    return pa.Table.from_pylist([row_to_dict(row) for row in rows], schema=CHUNKS)
+
+
+def rows_from_table(table: pa.Table) -> list[Row]:
+    return [row_from_dict(columns) for columns in table.select(CHUNKS.names).to_pylist()]
+
+
+def hidden_until(superseders: Sequence[Row]) -> float | None:
+    """When the last of the chunks that supersede a chunk expires; None where there is none."""
+    ends = [math.inf if row.chunk.expires is None else row.chunk.expires for row in superseders]
+    return max(ends, default=None)
+
+
+def quote(value: str) -> str:
+    """`value` as a literal of Lance's SQL: no text in it can end the literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def any_of(column: str, values: Iterable[str]) -> str:
+    """The condition that `column` is one of `values` (at least one)."""
+    return f"{column} IN ({', '.join(map(quote, values))})"

@@ -1,0 +1,146 @@
+"""BM25 and cosine over the chunks that may be found: this namespace's, neither expired nor superseded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from remanence.bank.rows import CHUNKS, quote, rows_from_table
+from remanence.bank.store import CHUNKS_TABLE, Table
+from remanence.bank.tensors import check_dim, vectors_table
+from remanence.bank.texts import Scope
+from remanence.errors import InputError
+from remanence.types import Chunk
+
+Scored = list[tuple[str, float]]
+NUM_PROBES, REFINE_FACTOR = 16, 4
+GROWTH = 4
+MAX_QUERY_CHARS = 8_192
+MAX_CACHED_CHUNKS = 4_096
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Who is seen in a version of the chunks: `limits` are (expires, hidden_until) of the few that have one."""
+
+    version: int
+    others: bool
+    limits: dict[str, tuple[float | None, float | None]]
+
+    def visible(self, id: str, now: float) -> bool:
+        expires, until = self.limits.get(id, (None, None))
+        return (expires is None or expires > now) and (until is None or until <= now)
+
+    def expired(self, id: str, now: float) -> bool:
+        expires, _ = self.limits.get(id, (None, None))
+        return expires is not None and expires <= now
+
+    def num_invisible(self, now: float) -> int:
+        return sum(not self.visible(id, now) for id in self.limits)
+
+
+class Search:
+    """Searches of one namespace; keeps what it learned until another version of the table comes."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope, self.store = scope, scope.store
+        self._sight = Sight(-1, False, {})
+        self._chunks: tuple[int, dict[str, Chunk]] = (-1, {})
+
+    def sight(self) -> Sight:
+        version = self.store.version(CHUNKS_TABLE)
+        if version != self._sight.version:
+            self._sight = self._look(version)
+        return self._sight
+
+    def _look(self, version: int) -> Sight:
+        mine = self.scope.where("expires IS NOT NULL OR hidden_until IS NOT NULL")
+        others = f"namespace != {quote(self.scope.namespace)}"
+        columns = ["id", "expires", "hidden_until"]
+        rows = self.store.read(CHUNKS_TABLE, lambda t: t.search().where(mine).select(columns).to_arrow(), None)
+        foreign = self.store.read(
+            CHUNKS_TABLE, lambda t: t.search().where(others).select(["id"]).limit(1).to_arrow(), None
+        )
+        limits = {row["id"]: (row["expires"], row["hidden_until"]) for row in rows.to_pylist()}
+        return Sight(version, foreign.num_rows > 0, limits)
+
+    def text(self, query: str, limit: int) -> Scored:
+        """See `Bank.search_text`."""
+        from lancedb.query import MatchQuery
+
+        match = MatchQuery(query[:MAX_QUERY_CHARS], "text")
+
+        def search(table: Table, count: int, exact: bool) -> pa.Table:
+            builder = table.search(match, query_type="fts").select([*CHUNKS.names, "_score"]).limit(count)
+            return self._mine(builder).to_arrow()
+
+        def scored(found: pa.Table) -> Scored:
+            self.remember([row.chunk for row in rows_from_table(found)])
+            return list(zip(found["id"].to_pylist(), found["_score"].to_pylist(), strict=True))
+
+        return self._grow(CHUNKS_TABLE, search, scored, limit) if query.strip() else []
+
+    def vector(self, vector_E: np.ndarray, embedder: str, limit: int) -> Scored:
+        """See `Bank.search_vector`."""
+        vector_E = np.asarray(vector_E, dtype=np.float32).reshape(-1)
+        name = vectors_table(embedder)
+        check_dim(self.scope, name, embedder, len(vector_E))
+        if not np.isfinite(vector_E).all() or not vector_E.any():
+            raise InputError("the vector to search for is zero, NaN or infinite", "check the embedder")
+
+        def search(table: Table, count: int, exact: bool) -> pa.Table:
+            builder = table.search(vector_E, vector_column_name="vector").distance_type("cosine")
+            builder = (
+                builder.bypass_vector_index() if exact else builder.nprobes(NUM_PROBES).refine_factor(REFINE_FACTOR)
+            )
+            return self._mine(builder.select(["id", "_distance"]).limit(count)).to_arrow()
+
+        def scored(found: pa.Table) -> Scored:
+            return [(row["id"], 1.0 - row["_distance"]) for row in found.to_pylist()]
+
+        return self._grow(name, search, scored, limit)
+
+    def _mine(self, builder):
+        """Filters by namespace before the search, where the bank has other namespaces at all."""
+        return builder.where(self.scope.where(), prefilter=True) if self._sight.others else builder
+
+    def _grow(
+        self,
+        name: str,
+        search: Callable[[Table, int, bool], pa.Table],
+        scored: Callable[[pa.Table], Scored],
+        limit: int,
+    ) -> Scored:
+        """Asks for more until `limit` visible chunks are found or there are no more: the same as a filter
+        before the search, without its cost where nearly everything is visible. An index that runs out
+        first is passed by."""
+        if limit < 1:
+            return []
+        sight, now = self.sight(), self.scope.clock()
+        count, exact = limit + min(sight.num_invisible(now), limit), name == CHUNKS_TABLE
+        while True:
+            found = self.store.read(name, lambda table, count=count, exact=exact: search(table, count, exact), None)
+            if found is None:
+                return []
+            hits = [(id, score) for id, score in scored(found) if math.isfinite(score) and sight.visible(id, now)]
+            if len(hits) >= limit or (exact and found.num_rows < count):
+                return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:limit]
+            count, exact = (count * GROWTH, exact) if found.num_rows == count else (count, True)
+
+    # --- chunks that were read, in RAM --------------------------------------------------------
+
+    def remember(self, chunks: list[Chunk]) -> None:
+        version, held = self._chunks
+        if version != self._sight.version or len(held) > MAX_CACHED_CHUNKS:
+            held = {}
+        held.update({chunk.id: chunk for chunk in chunks})
+        self._chunks = (self._sight.version, held)
+
+    def remembered(self) -> dict[str, Chunk]:
+        """By id: chunks of the newest version that were read before."""
+        sight = self.sight()
+        return self._chunks[1] if self._chunks[0] == sight.version else {}

@@ -1,0 +1,241 @@
+"""The tables of one bank in Lance: opened once, read at their newest version, changed by one writer at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from remanence.bank.guard import guard
+from remanence.bank.lock import writer_lock
+from remanence.bank.meta import Meta, TextIndex, new_meta, read_meta, write_meta
+from remanence.bank.rows import CHUNKS, USAGE
+from remanence.bank.seal import Seal
+from remanence.errors import BankCorrupted, BankError, InputError
+
+Table = Any  # lancedb's LanceTable
+Result = TypeVar("Result")
+
+CHUNKS_TABLE, USAGE_TABLE = "chunks", "usage"
+INDEX_CACHE_BYTES, METADATA_CACHE_BYTES = 256 << 20, 64 << 20
+MAX_LOOSE_COMMITS, MAX_LOOSE_PAYLOADS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 512, 2_000, 0.2
+"""A table is tidied after so many commits (payloads are long: later), or once so many rows and such a share of it
+are in no index: then all tidying together costs a small multiple of the writing."""
+MIN_ROWS_FOR_VECTOR_INDEX = 20_000
+KEEP_VERSIONS = timedelta(minutes=5)
+"""Long enough for a reader in another process to finish what it began."""
+
+
+class Store:
+    """`folder` None: everything in RAM, gone with the store."""
+
+    def __init__(self, folder: Path | None, lock_seconds: float, text_index: TextIndex | None) -> None:
+        self.folder, self.lock_seconds = folder, lock_seconds
+        self.name = str(folder) if folder else "in RAM"
+        self.seal = Seal(folder) if folder else None
+        self._tables: dict[str, Table] = {}
+        self._loose: dict[str, list[int]] = {}
+        self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
+        os.environ.setdefault("LANCE_LOG", "error")  # else notes to Lance's developers land on stderr
+        try:
+            import lancedb
+        except ImportError:
+            raise BankError("a bank needs the package 'lancedb'", "pip install lancedb") from None
+        session = lancedb.Session(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES)
+        with guard(self.name):
+            self.meta = self._open_meta(text_index)
+            self._meta_seen = self._meta_stamp()
+            self._db = lancedb.connect(str(folder) if folder else "memory://", session=session)
+            if not self.meta.ready:
+                self._make_tables()
+            elif self.open(CHUNKS_TABLE) is None:
+                hint = "restore the folder chunks.lance from a copy of the bank"
+                raise BankCorrupted(f"bank {self.name!r} has lost its table of chunks", hint)
+
+    def _open_meta(self, text_index: TextIndex | None) -> Meta:
+        if self.folder is None:
+            return Meta(text_index or TextIndex())
+        meta = read_meta(self.folder) if self.folder.is_dir() else None
+        if meta is None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(f"bank {self.name!r} is a file", "give a folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with writer_lock(self.folder / "bank.lock", self.lock_seconds):
+                meta = read_meta(self.folder) or new_meta(self.folder, text_index)
+                write_meta(self.folder, meta)
+        return meta
+
+    def _make_tables(self) -> None:
+        with self.writing():
+            if not self.meta.ready:
+                self.create(CHUNKS_TABLE, CHUNKS, {"kind": "chunks"})
+                self.create(USAGE_TABLE, USAGE, {"kind": "usage"})
+                self.meta.ready = True
+                self.save_meta()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def open(self, name: str) -> Table | None:
+        """Table `name` at its newest version; None where the bank has none of this name."""
+        if name not in self.meta.tables:
+            self._reload_meta()
+        if name not in self.meta.tables:
+            return None
+        table = self._tables.get(name)
+        if table is None:
+            if name not in self._db.list_tables(limit=10_000).tables:
+                return None
+            table = self._tables[name] = self._db.open_table(name)
+        else:
+            table.checkout_latest()
+        return table
+
+    def read(self, name: str, action: Callable[[Table], Result], empty: Result) -> Result:
+        """`action` on table `name`, once more if a `compact` elsewhere took its files away; `empty`: no such table."""
+        with guard(self.name):
+            try:
+                table = self.open(name)
+                return empty if table is None else action(table)
+            except Exception:
+                self._tables.pop(name, None)
+                self._reload_meta()
+            table = self.open(name)
+            return empty if table is None else action(table)
+
+    def version(self, name: str) -> int:
+        """Grows with every change of the table, whoever made it; 0 where there is none."""
+        return self.read(name, lambda table: table.version, 0)
+
+    # --- writing ------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone among all writers, with what the others wrote; may be nested."""
+        with self._mutex:
+            outermost = self._depth == 0 and self.folder is not None
+            lock = writer_lock(self.folder / "bank.lock", self.lock_seconds) if outermost else nullcontext()
+            with guard(self.name), lock:
+                self._depth += 1
+                try:
+                    if outermost:
+                        self._reload_meta()
+                    yield
+                finally:
+                    self._depth -= 1
+
+    def commit(self, name: str, action: Callable[[Table], Any], num_rows: int = 0) -> int:
+        """One change of table `name`: atomic, and on disk when this returns. Returns the new version."""
+        with self.writing():
+            table = self.open(name)
+            action(table)
+            self._sync(name)
+            self._tidy(name, table, num_rows)
+            return table.version
+
+    def create(self, name: str, schema: pa.Schema, entry: dict[str, Any]) -> None:
+        """Makes table `name` if it is missing, with its indexes; `entry` says in `meta.json` what it holds."""
+        with self.writing():
+            if self.meta.tables.get(name) != entry:
+                self.meta.tables[name] = entry
+                self.save_meta()
+            if name not in self._db.list_tables(limit=10_000).tables:
+                self._tables[name] = self._db.create_table(name, schema=schema)
+                self.make_indexes(name)
+                self._sync(name)
+
+    def drop(self, name: str) -> None:
+        with self.writing():
+            self._tables.pop(name, None)
+            self.meta.tables.pop(name, None)
+            self.meta.dirty = [other for other in self.meta.dirty if other != name]
+            with self.removing(name):
+                self._db.drop_table(name)
+            self.save_meta()
+
+    def mark_dirty(self, name: str) -> None:
+        """Remembers, before rows go, that their bytes stay on disk until `compact`."""
+        if name not in self.meta.dirty:
+            self.meta.dirty.append(name)
+            self.save_meta()
+
+    def save_meta(self) -> None:
+        if self.folder:
+            write_meta(self.folder, self.meta)
+            self._meta_seen = self._meta_stamp()
+
+    # --- indexes and files --------------------------------------------------------------------
+
+    def make_indexes(self, name: str) -> None:
+        """Those of `name` that are missing; a vector index only where the table is large enough for one."""
+        from lancedb.index import FTS, Bitmap, BTree, IvfSq
+
+        table = self.open(name)
+        present = {column for index in table.list_indices() for column in index.columns}
+        wanted: dict[str, Any] = {} if name == USAGE_TABLE else {"id": BTree(), "namespace": Bitmap()}
+        if name == CHUNKS_TABLE:
+            text = self.meta.text_index
+            words = {"language": text.language, "stem": text.stem, "remove_stop_words": text.stop_words}
+            wanted["text"] = FTS(base_tokenizer=text.tokenizer, with_position=False, **words)
+            wanted |= {"expires": BTree(), "hidden_until": BTree(), "supersedes": BTree()}
+        if "vector" in table.schema.names and table.count_rows() >= MIN_ROWS_FOR_VECTOR_INDEX:
+            wanted["vector"] = IvfSq(distance_type="cosine")
+        for column, config in wanted.items():
+            if column not in present:
+                table.create_index(column, config=config)
+
+    def optimize(self, name: str, keep: timedelta = KEEP_VERSIONS) -> None:
+        """Merges small files, brings indexes up to date, and removes versions older than `keep`."""
+        table = self.open(name)
+        self.make_indexes(name)
+        with self.removing(name), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*cleanup_older_than.*", category=UserWarning)
+            table.optimize(cleanup_older_than=keep, delete_unverified=True)  # no other writer: we hold the lock
+        self._loose[name] = [0, 0]
+
+    @contextmanager
+    def removing(self, name: str) -> Iterator[None]:
+        """Files of table `name` may go: `verify` must not miss them, not even after a crash in between."""
+        if self.seal:
+            self.seal.begin_cleanup(f"{name}.lance")
+        yield
+        if self.seal:
+            self.seal.add(f"{name}.lance")
+            self.seal.end_cleanup(f"{name}.lance")
+
+    def _sync(self, name: str) -> None:
+        if self.seal:
+            self.seal.add(f"{name}.lance")
+
+    def _tidy(self, name: str, table: Table, num_rows: int) -> None:
+        if name not in self._loose:
+            self._loose[name] = [table.stats()["fragment_stats"]["num_small_fragments"], 0]
+        loose = self._loose[name]
+        loose[0], loose[1] = loose[0] + 1, loose[1] + num_rows
+        many_rows = loose[1] >= max(MIN_LOOSE_ROWS, LOOSE_SHARE * table.count_rows())
+        many_commits = loose[0] >= (MAX_LOOSE_COMMITS if table.schema.names[-1] != "payload" else MAX_LOOSE_PAYLOADS)
+        if many_rows or many_commits:
+            self.optimize(name)
+
+    def _meta_stamp(self) -> tuple[int, int] | None:
+        if self.folder is None:
+            return None
+        status = (self.folder / "meta.json").stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def _reload_meta(self) -> None:
+        if self.folder is None or self._meta_stamp() == self._meta_seen:
+            return
+        stamp, meta = self._meta_stamp(), read_meta(self.folder)
+        if meta is not None:
+            self.meta, self._meta_seen = meta, stamp
+
+    def close(self) -> None:
+        self._tables.clear()
+        self._db, self.is_open = None, False

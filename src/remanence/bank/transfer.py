@@ -1,0 +1,116 @@
+"""A namespace as JSON lines and back: what anybody can read, and what a bank can be made from again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from remanence.bank import listing, texts
+from remanence.bank.draft import Draft, check_draft, chunk_id, digest
+from remanence.bank.meta import sync_folder
+from remanence.errors import BankError, InputError
+
+if TYPE_CHECKING:
+    from remanence.bank.bank import Bank
+
+FORMAT = 1
+FIELDS = ("id", "text", "num_tokens", "source", "start", "end", "created", "expires", "supersedes", "metadata")
+PLACE = ("format", "namespace", "line", "lines")
+BATCH_ROWS = 1_000
+Content = dict[str, Any]
+
+
+def export(bank: Bank, path: Path) -> int:
+    """See `Bank.export`. Writers wait meanwhile, so that the file is one moment of the bank."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with bank._store.writing():
+        try:
+            with open(draft, "w", encoding="utf-8", newline="\n") as file:
+                count = _write(bank, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+            sync_folder(path.parent)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            reason = error.strerror or type(error).__name__
+            raise BankError(f"cannot write {str(path)!r}: {reason}", "give another path, or free space") from None
+    return count
+
+
+def _write(bank: Bank, file: TextIO) -> int:
+    ids, line = listing.live_ids(bank._scope), 0
+    for chunks in listing.iterate(bank._scope, ids):
+        for chunk in chunks:
+            line += 1
+            place = {"format": FORMAT, "namespace": bank.namespace, "line": line, "lines": len(ids)}
+            content = place | {name: getattr(chunk, name) for name in FIELDS} | {"metadata": dict(chunk.metadata)}
+            file.write(json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False) + "\n")
+    return line
+
+
+def _checksum(content: Content) -> str:
+    return digest(json.dumps([content[name] for name in PLACE + FIELDS], ensure_ascii=False, sort_keys=True))
+
+
+def import_(bank: Bank, path: Path) -> list[tuple[str, bool]]:
+    """See `Bank.import_`. The file is read once to check all of it, and again to add it.
+
+    Batches of 1,000 chunks are one commit each; the same file given again goes on where it stopped.
+    """
+    ids = {content["id"]: chunk_id(bank.namespace, content["text"]) for content in _read(path)}
+    added: list[tuple[str, bool]] = []
+    with bank._store.writing():
+        for batch in _batches(_read(path)):
+            times = [content["created"] for content in batch]
+            added += texts.add(bank._scope, [_draft(content) for content in batch], times)
+        for batch in _batches(content for content in _read(path) if content["supersedes"] in ids):
+            texts.link(bank._scope, [(ids[content["id"]], ids[content["supersedes"]]) for content in batch])
+    return added
+
+
+def _batches(contents: Iterator[Content]) -> Iterator[list[Content]]:
+    while batch := list(islice(contents, BATCH_ROWS)):
+        yield batch
+
+
+def _read(path: Path) -> Iterator[Content]:
+    """Each line, checked; InputError names the first that is not what was written, or that is missing."""
+    line = lines = 0
+    try:
+        with open(path, "rb") as file:
+            for line, data in enumerate(file, start=1):
+                content = _parse(path, line, data)
+                lines = lines or content["lines"]
+                if (content["line"], content["lines"]) != (line, lines):
+                    raise InputError(f"line {line} of {str(path)!r} is in the wrong place", "export the bank again")
+                yield content
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"cannot read {str(path)!r}: {reason}", "give a file that was exported") from None
+    if line != lines or not lines:
+        raise InputError(f"{str(path)!r} ends after line {line} of {lines}", "export the bank again")
+
+
+def _parse(path: Path, line: int, data: bytes) -> Content:
+    try:
+        content = json.loads(data)
+        if not data.endswith(b"\n") or content["checksum"] != _checksum(content):
+            raise ValueError("its checksum does not hold")
+        if content["format"] != FORMAT:
+            problem = f"line {line} of {str(path)!r} has format {content['format']}, this remanence reads {FORMAT}"
+            raise InputError(problem, "pip install -U remanence")
+        check_draft(_draft(content))
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"line {line} of {str(path)!r} is damaged: {type(error).__name__}: {error}"
+        raise InputError(problem, "nothing was imported; export the bank again") from None
+    return content
+
+
+def _draft(content: Content) -> Draft:
+    names = ("text", "num_tokens", "source", "start", "end", "expires", "metadata")
+    return Draft(**{name: content[name] for name in names})

@@ -1,0 +1,76 @@
+"""How often and when chunks were recalled: counted in RAM, written with the next change or on close."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from remanence.bank.rows import USAGE, any_of
+from remanence.bank.store import USAGE_TABLE
+from remanence.bank.tensors import delete, upsert
+from remanence.bank.texts import LOOKUP_ROWS, Scope
+
+Count = tuple[int, float]
+
+
+class Usage:
+    """A crash loses the counts since the last change of the bank, never more and never a chunk."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._pending: dict[str, Count] = {}
+        self._lock = threading.Lock()
+
+    def note(self, ids: Sequence[str]) -> None:
+        now = self.scope.clock()
+        with self._lock:
+            for id in ids:
+                self._pending[id] = (self._pending.get(id, (0, 0.0))[0] + 1, now)
+
+    def counts(self) -> dict[str, Count]:
+        """Chunk id -> (number of recalls, time of the last), for what was ever recalled."""
+        table = self.scope.store.read(USAGE_TABLE, lambda t: t.search().where(self.scope.where()).to_arrow(), None)
+        stored = _by_id(table)
+        with self._lock:
+            pending = dict(self._pending)
+        return stored | {id: _sum(stored.get(id), count) for id, count in pending.items()}
+
+    def flush(self) -> None:
+        """Writes what is pending; ids that were forgotten meanwhile are dropped."""
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        if not pending:
+            return
+        with self.scope.store.writing():
+            pending = {id: pending[id] for id in self.scope.live(pending)}
+            stored = self._stored(list(pending))
+            rows = [
+                {"id": id, "namespace": self.scope.namespace, "num_recalls": total[0], "last_recalled": total[1]}
+                for id, total in ((id, _sum(stored.get(id), count)) for id, count in pending.items())
+            ]
+            upsert(self.scope, USAGE_TABLE, pa.Table.from_pylist(rows, schema=USAGE))
+
+    def forget(self, ids: Sequence[str], condition: str) -> None:
+        with self._lock:
+            for id in ids:
+                self._pending.pop(id, None)
+        delete(self.scope, USAGE_TABLE, condition)
+
+    def _stored(self, ids: list[str]) -> dict[str, Count]:
+        stored: dict[str, Count] = {}
+        for first in range(0, len(ids), LOOKUP_ROWS):
+            where = self.scope.where(any_of("id", ids[first : first + LOOKUP_ROWS]))
+            table = self.scope.store.read(USAGE_TABLE, lambda t, where=where: t.search().where(where).to_arrow(), None)
+            stored |= _by_id(table)
+        return stored
+
+
+def _by_id(table: pa.Table | None) -> dict[str, Count]:
+    rows = table.to_pylist() if table is not None else []
+    return {row["id"]: (row["num_recalls"], row["last_recalled"]) for row in rows}
+
+
+def _sum(stored: Count | None, new: Count) -> Count:
+    return new if stored is None else (stored[0] + new[0], max(stored[1], new[1]))
