@@ -60,11 +60,15 @@ class Watch:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     _plain: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def waits_for(self, layer: int) -> bool:
+        """False once a layer was seen: gradient checkpointing runs layers again in the backward pass."""
+        return layer in self.layers and layer not in self.seen
+
     def show_plain(self, layer: int, query_BHTD: Tensor, key_BGTD: Tensor) -> None:
         self._plain[layer] = (query_BHTD, key_BGTD)
 
     def show(self, layer: int, seen: tuple[Tensor, Tensor, Tensor, float, Tensor | None]) -> None:
-        if layer not in self.layers:
+        if not self.waits_for(layer):
             return
         query, key = self._plain.pop(layer, (None, None))
         self.seen[layer] = Seen(*seen, plain_query_BHTD=query, plain_key_BGTD=key)
@@ -179,7 +183,7 @@ def _show_hidden(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     layer: int = module.layer_idx  # type: ignore[assignment]
     if memory is not None:
         kwargs["memory_hidden"] = hidden_BTC
-    if watch is not None and layer in watch.layers:
+    if watch is not None and watch.waits_for(layer):
         watch.hidden[layer] = hidden_BTC
         if watch.plain:
             _run_without_rope(module, args, kwargs, watch)

@@ -40,10 +40,17 @@ class Memory3Config:
     positions: Literal["parallel", "consecutive"] = "parallel"
     prefix_text: str = "Reference:"
 
+    def __post_init__(self) -> None:
+        if self.positions == "consecutive" and self.refresh_tokens is not None:
+            raise InputError(
+                f"consecutive positions cannot be kept when memory is read again every {self.refresh_tokens} tokens",
+                "use refresh_tokens=None, or positions='parallel'",
+            )
+
 
 def paper(lm: LM) -> Memory3Config:
     """§3: the first half of the layers, 8 of 128 tokens per KV head, parallel positions."""
-    return Memory3Config(memory_layers=tuple(range(lm.dims.num_layers // 2)))
+    return Memory3Config(memory_layers=tuple(range(max(1, lm.dims.num_layers // 2))))
 
 
 def dense(lm: LM) -> Memory3Config:
@@ -223,7 +230,7 @@ class Memory3(Method):
         b = len(self.prefix_ids(lm))
         if self.config.positions == "parallel":
             return b + self.config.reference_tokens
-        return b + max((sum(num_real(m) for m in group.memories) for row in groups for group in row), default=0)
+        return b + max((_span(row) for row in groups), default=0)
 
     def prefix(
         self, lm: LM, groups: Sequence[Sequence[Group]], lengths: Sequence[int], lead: dict[int, KV] | None = None
@@ -238,6 +245,7 @@ class Memory3(Method):
         rows = [[memory for group in row for memory in group.memories] for row in groups]
         if self.config.positions == "consecutive":
             rows = [self._place(lm, row, offset) for row in groups]
+            lead = self._place_lead(lm, groups, lead, offset)
         visible_BTM = _visible(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
         memory = _stack(rows) if any(rows) else None
         kvs = [self._layer(layer, lead[layer], memory, visible_BTM) for layer in range(lm.dims.num_layers)]
@@ -264,6 +272,15 @@ class Memory3(Method):
                 placed.append(replace(memory, key_LGND=move_keys(lm.model, memory.key_LGND, memory.layers, start)))
                 start += num_real(memory)
         return placed
+
+    def _place_lead(self, lm: LM, groups: Sequence[Sequence[Group]], lead: dict[int, KV], offset: int) -> dict[int, KV]:
+        """The prefix right before each row's memories, so that a row of a batch is the row alone, moved."""
+        starts = [offset - len(self.prefix_ids(lm)) - _span(row) for row in groups]
+        if not any(starts):
+            return lead
+        key_LGND = torch.cat([kv.key_BGMD for kv in lead.values()])
+        key_BLGND = torch.stack([move_keys(lm.model, key_LGND, tuple(lead), start) for start in starts])
+        return {layer: KV(key_BLGND[:, i], kv.value_BGMD) for i, (layer, kv) in enumerate(lead.items())}
 
 
 # -- selection (§3.3) ----------------------------------------------------------------------------------------
@@ -327,6 +344,11 @@ def attention_mass(shown: Seen, first: int) -> Tensor:
 def num_real(memory: ExplicitMemory) -> int:
     """Tokens of the longest head of a memory (its text's length where every token was kept)."""
     return int((memory.index_LGN[0, 0] >= 0).sum())
+
+
+def _span(row: Sequence[Group]) -> int:
+    """Positions that a row's memories take one after the other."""
+    return max((sum(num_real(memory) for memory in group.memories) for group in row), default=0)
 
 
 def num_columns(prefix: LayerPrefix) -> int:
