@@ -54,9 +54,15 @@ def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -
     if not missing:
         return [memory for memory in loaded if memory is not None]
     written = dict(zip([chunk.id for chunk in missing], write_chunks(lm, method, missing), strict=True))
-    description = {"model": lm.name, **method.describe()}
-    bank.put_memories(fingerprint, list(written), list(written.values()), description=description)
+    bank.put_memories(fingerprint, list(written), list(written.values()), description=describe(lm, method))
     return [written[chunk.id] if memory is None else memory for chunk, memory in zip(chunks, loaded, strict=True)]
+
+
+def describe(lm: LM, method: Method) -> dict[str, str]:
+    """What a fingerprint stands for, in words for people: its model, and its method with every setting."""
+    settings = {name: value for name, value in method.describe().items() if name != "method"}
+    words = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return {"model": lm.name, "method": f"{method.name}({words})"}
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from remanence.errors import InputError
 from remanence.lm.decode import Row, Sampling, decode
 from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt, Reading
-from remanence.recall import BankRecall, write_chunks
+from remanence.recall import BankRecall, describe, write_chunks
 from remanence.text.chunks import split
 from remanence.text.retrieve import Retriever
 from remanence.types import Chunk, ForgetReceipt, Recall, Receipt, Reply, Usage
@@ -63,16 +63,12 @@ class Session:
         self.retriever = Retriever(self.bank, self.lm.embedder, kind=retrieval)
         self.seed = seed
         if self.method.writes_tensors:
-            self.bank.check(self.fingerprint, self.describe())
+            self.bank.check(self.fingerprint, describe(self.lm, self.method))
 
     @property
     def fingerprint(self) -> str:
         """What this session's memories are valid for: model, tokenizer, dtype, method, config."""
         return self.method.fingerprint(self.lm)
-
-    def describe(self) -> dict[str, Any]:
-        """What the fingerprint stands for, in words."""
-        return {"model": self.lm.name, **self.method.describe()}
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -88,8 +84,11 @@ class Session:
     ) -> Receipt:
         """Stores `text` in chunks that fit a memory. `warm` False: tensors are made when first recalled.
 
-        `expires`: seconds since 1970. Raises InputError for a text without a word in it.
+        `expires`: seconds since 1970. Raises InputError for a text without a word in it
+        and for a time that has passed.
         """
+        if expires is not None and expires <= time.time():
+            raise InputError(f"expires {expires} is in the past", "give seconds since 1970 that are still to come")
         document = _Plain(text, source, metadata or {})
         return self._write([document], expires=expires, supersedes=supersedes, warm=warm)
 
@@ -176,7 +175,7 @@ class Session:
         if not ids:
             return 0
         memories = write_chunks(self.lm, self.method, self.bank.get(ids))
-        self.bank.put_memories(self.fingerprint, ids, memories, description=self.describe())
+        self.bank.put_memories(self.fingerprint, ids, memories, description=describe(self.lm, self.method))
         return sum(memory.num_bytes for memory in memories)
 
     def migrate(self, on_progress: Callable[[int], None] | None = None) -> int:
