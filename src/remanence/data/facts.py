@@ -1,0 +1,155 @@
+"""A seeded generator of facts in natural wording: passages that state them and questions that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from remanence.data.phrasings import Attribute
+from remanence.data.sentences import ask, ask_subject, state
+from remanence.data.subjects import Subject, random_attribute, random_subject, twin
+from remanence.data.values import open_value, value
+from remanence.data.wordlists import words
+
+TRAIN, HELDOUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value of one attribute of one subject."""
+
+    subject: Subject
+    attribute: Attribute
+    value: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text and the facts that it states."""
+
+    text: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its answer as it stands in the passage, and which passage of the group that is."""
+
+    text: str
+    answer: str
+    passage: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """Passages that may be confused with each other, and questions that only one of them answers."""
+
+    passages: tuple[Passage, ...]
+    questions: tuple[Question, ...]
+
+
+def random_fact(rng: Random, split: str, subject: Subject, attribute: Attribute | None = None) -> Fact:
+    attribute = attribute or random_attribute(rng, subject.kind)
+    made = open_value(rng, split) if attribute.value == "open" else value(attribute.value, rng, split)
+    return Fact(subject, attribute, made)
+
+
+def sample_group(
+    rng: Random, num_passages: int, split: str = TRAIN, *, max_facts: int = 4, filler: float = 0.25
+) -> Example:
+    """Passages with overlapping attributes and one or two questions for each fact, shuffled.
+
+    `max_facts` bounds the facts of one passage; `filler` is the chance of an idle sentence after a fact.
+    """
+    facts_of = _related_facts(rng, num_passages, split, max_facts)
+    passages = tuple(write_passage(rng, facts, split, filler) for facts in facts_of)
+    everything = [fact for facts in facts_of for fact in facts]
+    questions = []
+    for index, passage in enumerate(passages):
+        for fact in passage.facts:
+            questions += [Question(*pair, index) for pair in _questions(rng, fact, everything, split, passage.text)]
+    rng.shuffle(questions)
+    return Example(passages, tuple(questions))
+
+
+def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int) -> list[list[Fact]]:
+    """Fact lists, one per passage: often the same attributes of other subjects, as a search would return."""
+    shared = [random_subject(rng, split)]
+    used: set[tuple[str, str]] = set()
+    groups = []
+    for _ in range(num_passages):
+        subject = twin(rng, shared[-1], split) if rng.random() < 0.6 else random_subject(rng, split)
+        known = [fact.attribute for group in groups for fact in group if fact.attribute.subject == subject.kind]
+        group: list[Fact] = []
+        for _ in range(rng.randint(1, max_facts)):
+            attribute = rng.choice(known) if known and rng.random() < 0.6 else None
+            fact = random_fact(rng, split, subject, attribute)
+            if (fact.subject.name, fact.attribute.name) not in used:
+                used.add((fact.subject.name, fact.attribute.name))
+                group.append(fact)
+            if rng.random() < 0.2:
+                subject = random_subject(rng, split)
+        groups.append(group or [random_fact(rng, split, random_subject(rng, split))])
+        shared.append(subject)
+    return groups
+
+
+def write_passage(rng: Random, facts: Iterable[Fact], split: str, filler: float) -> Passage:
+    """States the facts in order, with pronouns where the subject stays, and idle sentences between."""
+    sentences: list[str] = []
+    told: list[Fact] = []
+    previous: Subject | None = None
+    for fact in facts:
+        sentence = state(rng, fact.subject, fact.attribute, fact.value, split, again=fact.subject == previous)
+        if fact.value not in sentence:
+            continue
+        sentences.append(sentence)
+        told.append(fact)
+        previous = fact.subject
+        if rng.random() < filler:
+            sentences.append(rng.choice(words("filler")))
+    if rng.random() < filler:
+        sentences.insert(0, rng.choice(words("filler")))
+    return Passage(" ".join(sentences), tuple(told))
+
+
+def _questions(rng: Random, fact: Fact, everything: list[Fact], split: str, text: str) -> list[tuple[str, str]]:
+    """(question, answer) pairs that have exactly one answer among all facts of the group."""
+    same = [other for other in everything if other is not fact and other.attribute.name == fact.attribute.name]
+    pairs = []
+    wordings = fact.attribute.of(split)
+    if wordings.asks and not any(other.subject.name == fact.subject.name for other in same):
+        pairs.append((ask(rng, fact.subject, fact.attribute, split), fact.value))
+    reverse = wordings.asks_subject and rng.random() < 0.5 and fact.subject.name in text
+    if reverse and not any(other.value == fact.value for other in same):
+        pairs.append((ask_subject(rng, fact.attribute, fact.value, split), fact.subject.name))
+    return pairs
+
+
+def heldout_facts(count: int, seed: int) -> list[dict[str, str]]:
+    """`count` records {"passage", "question", "answer"} with names, values and wordings that training never sees.
+
+    No two records share a subject, so that each question has one answer among all passages.
+    """
+    rng = Random(f"heldout {seed}")
+    seen: set[str] = set()
+    records: list[dict[str, str]] = []
+    while len(records) < count:
+        example = sample_group(rng, 1, HELDOUT, max_facts=3)
+        names = {fact.subject.name for fact in example.passages[0].facts}
+        if names & seen or not example.questions:
+            continue
+        seen |= names
+        question = example.questions[0]
+        records.append({"passage": example.passages[0].text, "question": question.text, "answer": question.answer})
+    return records
+
+
+def distractor_passages(count: int, seed: int) -> list[str]:
+    """`count` different passages of the same style about other subjects."""
+    rng = Random(f"distractors {seed}")
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[sample_group(rng, 1, TRAIN).passages[0].text] = None
+    return list(texts)

@@ -1,0 +1,57 @@
+"""Reads the phrasing files: how each attribute is stated and asked, and which wordings are kept for evaluation.
+
+A file is one kind of subject. `[name] kind` opens an attribute and names its kind of value; `-` is a
+statement, `?` a question for the value, `?s` a question for the subject; `!` after the sign keeps the
+wording for evaluation. `{S}` is the subject and `{V}` the value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+
+KINDS = ("person", "thing", "place", "organisation", "event")
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """The wordings of one split. `asks_subject` may be empty."""
+
+    states: list[str] = field(default_factory=list)
+    asks: list[str] = field(default_factory=list)
+    asks_subject: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing that can be said of a kind of subject."""
+
+    name: str
+    subject: str
+    value: str
+    train: Wordings = field(default_factory=Wordings)
+    heldout: Wordings = field(default_factory=Wordings)
+
+    def of(self, split: str) -> Wordings:
+        return self.heldout if split == "heldout" else self.train
+
+
+@cache
+def attributes(subject: str) -> tuple[Attribute, ...]:
+    """All attributes of one of KINDS, in file order."""
+    text = files("remanence.data").joinpath("phrasings", f"{subject}.txt").read_text(encoding="utf-8")
+    found: list[Attribute] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("["):
+            name, _, value = line[1:].partition("] ")
+            found.append(Attribute(name, subject, value))
+        else:
+            _add(found[-1], *line.split(" ", 1))
+    return tuple(found)
+
+
+def _add(attribute: Attribute, sign: str, wording: str) -> None:
+    wordings = attribute.heldout if sign.endswith("!") else attribute.train
+    target = {"-": wordings.states, "?": wordings.asks, "?s": wordings.asks_subject}[sign.rstrip("!")]
+    target.append(wording)

@@ -1,0 +1,126 @@
+"""Who or what a fact is about: people, roles, things, places, organisations and events with invented names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from random import Random
+
+from remanence.data.phrasings import Attribute, Wordings, attributes
+from remanence.data.values import code, company, first_name, last_name, person, split_checked, title, town
+from remanence.data.wordlists import words, words_of
+
+WEIGHTS = {"person": 50, "thing": 18, "place": 12, "organisation": 12, "event": 8}
+OPEN_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`name` is how it is asked for; `pronoun` is "she", "he", "it" or "" where none fits."""
+
+    kind: str
+    name: str
+    pronoun: str = field(default="", compare=False)
+    short: str = field(default="", compare=False)
+
+
+def random_subject(rng: Random, split: str, kind: str | None = None) -> Subject:
+    kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    return {"person": _person, "thing": _thing, "place": _place, "organisation": _organisation, "event": _event}[kind](
+        rng, split
+    )
+
+
+def twin(rng: Random, subject: Subject, split: str) -> Subject:
+    """Another subject of the same kind; now and then a person with the same first name."""
+    first = subject.name.split(" ")[0]
+    if subject.kind == "person" and subject.short == first and first != subject.name and rng.random() < 0.2:
+        return Subject("person", f"{first} {last_name(rng, split)}", subject.pronoun, first)
+    return random_subject(rng, split, subject.kind)
+
+
+def _person(rng: Random, split: str) -> Subject:
+    form = rng.random()
+    if form < 0.12:
+        role = rng.choice(words_of("role", split))
+        if rng.random() < 0.3:
+            role = f"{first_name(rng, split)}'s {role.split(' ', 1)[1]}"
+        return Subject("person", role)
+    if form < 0.2:
+        return Subject("person", person(rng, split), rng.choice(("she", "he")))
+    gender, pronoun = rng.choice((("firstname_f", "she"), ("firstname_m", "he")))
+    first = rng.choice(words_of(gender, split)) if rng.random() < 0.75 else first_name(rng, split)
+    if form < 0.4:
+        return Subject("person", first, pronoun)
+    return Subject("person", f"{first} {last_name(rng, split)}", pronoun, first)
+
+
+def _thing(rng: Random, split: str) -> Subject:
+    noun = rng.choice(words_of("noun", split))
+    compound = f"{rng.choice(words('noun'))} {noun}" if rng.random() < 0.4 else noun
+    form = rng.random()
+    if form < 0.35:
+        return Subject("thing", f"the {rng.choice(words('adjective'))} {compound}", "it")
+    if form < 0.6:
+        return Subject("thing", f"{first_name(rng, split)}'s {compound}", "it")
+    if form < 0.7:
+        return Subject("thing", f"the {compound} of {person(rng, split)}", "it")
+    if form < 0.8:
+        return Subject("thing", f"{rng.choice(('my', 'our', 'the'))} {compound}", "it")
+    if form < 0.9:
+        return Subject("thing", f"the {last_name(rng, split)} {noun}", "it")
+    return Subject("thing", split_checked(lambda: f"{noun} {code(rng)}", split), "it")
+
+
+def _place(rng: Random, split: str) -> Subject:
+    form = rng.random()
+    if form < 0.75:
+        return Subject("place", town(rng, split), "it")
+    kind = rng.choice(("Lake", "Mount", "Port", "Fort", "Isle of", "Cape"))
+    return Subject("place", f"{kind} {last_name(rng, split)}", "it")
+
+
+def _organisation(rng: Random, split: str) -> Subject:
+    form = rng.random()
+    if form < 0.7:
+        return Subject("organisation", company(rng, split), "it")
+    noun = rng.choice(words("org_noun"))
+    if form < 0.85:
+        return Subject("organisation", f"the {noun.lower()} of {town(rng, split)}", "it")
+    return Subject("organisation", f"the {town(rng, split)} {noun}", "it")
+
+
+def _event(rng: Random, split: str) -> Subject:
+    noun = rng.choice(words_of("event_noun", split))
+    form = rng.random()
+    if form < 0.4:
+        return Subject("event", f"the {town(rng, split)} {noun}", "it")
+    if form < 0.6:
+        return Subject("event", f"{first_name(rng, split)}'s {noun}", "it")
+    if form < 0.8:
+        return Subject("event", f"the {noun} for {person(rng, split)}", "it")
+    return Subject("event", f"the {noun} in {title(rng, split)}" if form < 0.85 else f"the {noun}", "it")
+
+
+def random_attribute(rng: Random, kind: str) -> Attribute:
+    """A phrased attribute of the kind, or an open one whose name is any noun phrase."""
+    if kind in ("person", "thing", "organisation") and rng.random() < OPEN_SHARE:
+        return open_attribute(rng.choice(words("attribute")), kind)
+    return rng.choice(attributes(kind))
+
+
+@cache
+def open_attribute(name: str, kind: str) -> Attribute:
+    """An attribute by the name alone; the question repeats it."""
+    train = Wordings(
+        [
+            f"The {name} of {{S}} is {{V}}.",
+            f"{{S}}'s {name} is {{V}}.",
+            f"{{S}} chose {{V}} as {name}.",
+            f"The {name} that {{S}} has is {{V}}.",
+        ],
+        [f"What is the {name} of {{S}}?", f"What is {{S}}'s {name}?", f"Which {name} does {{S}} have?"],
+        [f"Whose {name} is {{V}}?"] if kind == "person" else [],
+    )
+    heldout = Wordings([f"For {{S}} the {name} is {{V}}."], [f"What {name} did {{S}} choose?"], [])
+    return Attribute(name, kind, "open", train, heldout)

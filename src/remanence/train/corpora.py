@@ -1,0 +1,33 @@
+"""The texts that nano learns from beside the generator, found by name below one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remanence.data.babi import Story, read_babi
+from remanence.data.books import paragraphs, read_books
+from remanence.data.squad import Context, read_squad
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Any of the three may be empty; then its share of the mixture goes to the generator."""
+
+    contexts: list[Context] = field(default_factory=list)
+    stories: list[Story] = field(default_factory=list)
+    paragraphs: list[str] = field(default_factory=list)
+
+
+def load_corpora(folder: Path | None, num_books_files: int = 1) -> Corpora:
+    """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz` and `classic_books/train-*.jsonl.gz` where present."""
+    if folder is None:
+        return Corpora()
+    squad = folder / "squad_passages" / "train.json.gz"
+    babi = sorted(folder.glob("babi/*.tar.gz"))
+    books = sorted(folder.glob("classic_books/train-*.jsonl.gz"))[:num_books_files]
+    return Corpora(
+        read_squad(squad) if squad.exists() else [],
+        [story for path in babi for story in read_babi(path, tasks=(1, 5, 8, 10, 12))],
+        [text for path in books for book in read_books(path) for text in paragraphs(book)],
+    )

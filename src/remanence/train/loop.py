@@ -1,0 +1,136 @@
+"""Stage one, the warm-up without memory: the training loop, its log, its evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from transformers import LlamaForCausalLM
+
+from remanence.train import checkpoint
+from remanence.train.batches import Batch, heldout_batch, plain_batch
+from remanence.train.corpora import Corpora
+from remanence.train.losses import Losses, answer_losses, exact_answers, targets
+from remanence.train.model import logits_at, use_fast_attention
+from remanence.train.optimizer import Optimizer
+from remanence.train.recipes.nano import Phase, Recipe
+from remanence.train.rows import Encoder
+
+TEXT_STRIDE = 4
+
+
+@dataclass
+class Run:
+    """A training run: the model, where it stands, and the folder that it writes to."""
+
+    recipe: Recipe
+    model: LlamaForCausalLM
+    optimizer: Optimizer
+    encoder: Encoder
+    corpora: Corpora
+    folder: Path
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    log_every: int = 25
+    eval_every: int = 200
+    save_seconds: float = 180.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def log(self, record: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """The phase that a step belongs to; the last one goes on."""
+    for phase in phases:
+        if step < phase.num_steps:
+            return phase
+        step -= phase.num_steps
+    return phases[-1]
+
+
+def plain_losses(run: Run, batch: Batch) -> Losses:
+    """Forward pass over whole rows, logits only where there is a target."""
+    index_N = targets(batch.kind_BT, TEXT_STRIDE, run.step)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+        logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+    return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
+
+
+def warm_up(run: Run, num_steps: int) -> None:
+    """Trains until step `num_steps`; logs, evaluates and saves on the way and at the end."""
+    use_fast_attention(run.model)
+    run.model.train()
+    saved = time.monotonic()
+    while run.step < num_steps:
+        started = time.monotonic()
+        phase = phase_at(run.recipe.warmup, run.step)
+        batch = plain_batch(run.recipe.seed, run.step, phase, run.corpora, run.encoder)
+        losses = plain_losses(run, batch)
+        losses.total.backward()
+        clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+        run.optimizer.step(min(1.0, (run.step + 1) / run.recipe.warmup_steps))
+        finish_step(run, "warmup", losses, batch.ids_BT, time.monotonic() - started)
+        if run.step % run.eval_every == 0:
+            run.log({"step": run.step, "stage": "warmup", **evaluate_plain(run)})
+        if time.monotonic() - saved > run.save_seconds:
+            save(run, "warmup")
+            saved = time.monotonic()
+    save(run, "warmup")
+
+
+def finish_step(run: Run, stage: str, losses: Losses, ids_BT: Tensor, seconds: float) -> None:
+    """Counts the step and writes a line of means every `log_every` steps."""
+    run.step += 1
+    run.seconds += seconds
+    run.tokens += ids_BT.numel()
+    for name, amount in (("answer", losses.answer), ("text", losses.text), ("tokens", ids_BT.numel())):
+        run.sums[name] = run.sums.get(name, 0.0) + float(amount)
+    run.sums["seconds"] = run.sums.get("seconds", 0.0) + seconds
+    if run.step % run.log_every == 0:
+        means = {f"loss_{name}": round(run.sums[name] / run.log_every, 4) for name in ("answer", "text")}
+        speed = round(run.sums["tokens"] / run.sums["seconds"])
+        run.log({"step": run.step, "stage": stage, "seconds": round(run.seconds), **means, "tokens_per_second": speed})
+        run.sums.clear()
+
+
+@torch.no_grad()
+def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
+    """Exact match on held-out facts with the passages as text: 1 short passage, and 5 passages."""
+    found = {}
+    run.model.eval()
+    for passages, facts, tokens in ((1, 2, 160), (5, 3, 384)):
+        batch = heldout_batch(run.recipe.seed, rows, tokens, passages, facts, run.encoder)
+        index_N = targets(batch.kind_BT, 10**6)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+            logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+        token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
+        found |= {f"heldout{passages}_token": round(token, 3), f"heldout{passages}_exact": round(whole, 3)}
+    run.model.train()
+    return found
+
+
+def save(run: Run, stage: str) -> None:
+    weights = {k: v for k, v in run.model.state_dict().items() if k != "lm_head.weight"}
+    progress = {"stage": stage, "step": run.step, "seconds": run.seconds, "tokens": run.tokens}
+    checkpoint.save(run.folder / stage, checkpoint.Checkpoint(weights, run.optimizer.state(), progress))
+
+
+def resume(run: Run, stage: str) -> None:
+    """Continues where the checkpoint of `stage` stood."""
+    found = checkpoint.load(run.folder / stage)
+    run.model.load_state_dict(found.weights, strict=False)
+    run.optimizer.load(found.optimizer)
+    run.step, run.seconds, run.tokens = (found.progress[name] for name in ("step", "seconds", "tokens"))

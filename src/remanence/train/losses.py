@@ -1,0 +1,56 @@
+"""The training loss: answers with weight 1, a sample of other text with a small one; and how many answers are exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ANSWER, TEXT = 2, 1
+
+
+@dataclass(frozen=True)
+class Losses:
+    """`total` is what is minimised; the other two are means in nats per token (0 where there is no such token)."""
+
+    total: Tensor
+    answer: Tensor
+    text: Tensor
+
+
+def targets(kind_BT: Tensor, text_stride: int, shift: int = 0) -> Tensor:
+    """index_N into the flattened B·T positions that predict an answer token, or every `text_stride`-th text token."""
+    kind = kind_BT[:, 1:]
+    sampled = (torch.arange(kind.shape[1], device=kind.device) + shift) % text_stride == 0
+    chosen = kind.eq(ANSWER) | (kind.eq(TEXT) & sampled)
+    return functional.pad(chosen, (0, 1)).flatten().nonzero().squeeze(1)
+
+
+def answer_losses(logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: Tensor, text_weight: float) -> Losses:
+    """`logits_NV` stand at the positions `index_N`, each of which predicts the token after it."""
+    nats_N = functional.cross_entropy(logits_NV.float(), ids_BT.flatten()[index_N + 1], reduction="none")
+    kind_N = kind_BT.flatten()[index_N + 1]
+    answer, text = kind_N.eq(ANSWER).float(), kind_N.eq(TEXT).float()
+    weight = answer + text_weight * text
+    total = (nats_N * weight).sum() / weight.sum().clamp(min=1e-6)
+    return Losses(total, _mean(nats_N, answer), _mean(nats_N, text))
+
+
+def _mean(nats_N: Tensor, chosen_N: Tensor) -> Tensor:
+    return (nats_N.detach() * chosen_N).sum() / chosen_N.sum().clamp(min=1.0)
+
+
+def exact_answers(logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: Tensor) -> tuple[float, float]:
+    """(share of answer tokens, share of whole answers) that are the most likely ones, each given its true prefix.
+
+    A whole answer that is exact in this sense is the one that greedy decoding gives.
+    """
+    chosen = kind_BT.flatten()[index_N + 1].eq(ANSWER)
+    index_N, logits_NV = index_N[chosen], logits_NV[chosen]
+    right_N = logits_NV.argmax(-1).eq(ids_BT.flatten()[index_N + 1])
+    starts_N = functional.pad(index_N[1:] - index_N[:-1] > 1, (1, 0), value=True)
+    number_N = starts_N.int().cumsum(0) - 1
+    wrong = torch.zeros(int(number_N[-1]) + 1).index_add_(0, number_N, (~right_N).float())
+    return right_N.float().mean().item(), wrong.eq(0).float().mean().item()

@@ -1,0 +1,65 @@
+"""The recipe of nano: sizes, mixture, curriculum of the warm-up, and of the training with memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama architecture with tied embeddings."""
+
+    vocab_size: int = 4096
+    width: int = 192
+    mlp_width: int = 384
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    max_positions: int = 2048
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with rows of one fixed length.
+
+    `num_steps` is its length; `tokens` the row length; `facts` the most facts of one passage. The shares of
+    a row's kind (`drill`: random tokens to copy; `books`, `squad`, `babi`) leave the rest to the generator.
+    `slots` (with memory only): tokens kept per KV head, None keeps all.
+    """
+
+    num_steps: int
+    rows: int
+    tokens: int
+    passages: tuple[int, int]
+    facts: int
+    drill: float = 0.0
+    books: float = 0.0
+    squad: float = 0.0
+    babi: float = 0.0
+    slots: int | None = None
+
+
+WARMUP = (
+    Phase(400, 24, 112, (1, 1), 2, drill=0.5),
+    Phase(800, 24, 112, (1, 1), 3, drill=0.15),
+    Phase(900, 20, 160, (1, 2), 3, drill=0.06),
+    Phase(1000, 16, 224, (2, 3), 4, drill=0.04, books=0.03, squad=0.04, babi=0.02),
+    Phase(9000, 12, 320, (3, 5), 4, drill=0.03, books=0.04, squad=0.08, babi=0.03),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on besides the data folder."""
+
+    seed: int = 0
+    shape: Shape = field(default_factory=Shape)
+    warmup: tuple[Phase, ...] = WARMUP
+    tokenizer_groups: int = 25_000
+    tokenizer_paragraphs: int = 8_000
+    matrix_lr: float = 3e-3
+    other_lr: float = 3e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.3
+    text_weight: float = 0.1
+    clip_norm: float = 1.0

@@ -1,0 +1,105 @@
+"""Draws training rows: passages with questions, random tokens to copy, books, SQuAD, bAbI."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from random import Random
+
+from transformers import PreTrainedTokenizerBase
+
+from remanence.data.facts import TRAIN, sample_group
+from remanence.train.corpora import Corpora
+from remanence.train.recipes.nano import Phase
+
+
+@dataclass
+class Row:
+    """Texts of one row before they become tokens: references, then (question, answer) pairs.
+
+    `plain` is a row without structure: a stretch of text that is learned as it stands; `ids` a ready row.
+    """
+
+    references: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    plain: str = ""
+    ids: list[int] = field(default_factory=list)
+
+
+def draw_row(rng: Random, phase: Phase, corpora: Corpora, vocab_size: int, split: str = TRAIN) -> Row:
+    """One row of the phase's mixture; an empty corpus gives its share to the generator."""
+    pick = rng.random()
+    for share, ready, make in (
+        (phase.drill, True, lambda: _drill(rng, phase.tokens, vocab_size)),
+        (phase.books, corpora.paragraphs, lambda: _book(rng, corpora)),
+        (phase.squad, corpora.contexts, lambda: _squad(rng, phase, corpora)),
+        (phase.babi, corpora.stories, lambda: _babi(rng, phase, corpora)),
+    ):
+        if pick < share and ready:
+            return make()
+        pick -= share
+    return facts_row(rng, phase, split)
+
+
+def facts_row(rng: Random, phase: Phase, split: str) -> Row:
+    """Passages of the generator; a question is never asked twice of the same fact."""
+    while True:
+        example = sample_group(rng, rng.randint(*phase.passages), split, max_facts=phase.facts)
+        if example.questions:
+            pairs = [(question.text, question.answer) for question in example.questions]
+            return Row([passage.text for passage in example.passages], pairs)
+
+
+def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:
+    """Random tokens, then stretches of them again: what follows a token is what followed it before."""
+    first = [rng.randrange(3, vocab_size) for _ in range(rng.randint(tokens // 8, tokens // 2 - 2))]
+    ids = list(first)
+    while len(ids) < tokens:
+        start = rng.randrange(len(first) - 4)
+        ids += first[start : start + rng.randint(4, 16)]
+    return Row(ids=ids[:tokens])
+
+
+def _book(rng: Random, corpora: Corpora) -> Row:
+    start = rng.randrange(len(corpora.paragraphs))
+    return Row(plain=" ".join(corpora.paragraphs[start : start + 4]))
+
+
+def _squad(rng: Random, phase: Phase, corpora: Corpora) -> Row:
+    """Sentences of one context around an answer, cut to the length of a reference; other contexts beside it."""
+    context = rng.choice(corpora.contexts)
+    text, pairs = _window(rng, context.text, [(question, answers[0]) for question, answers in context.questions])
+    others = [_window(rng, rng.choice(corpora.contexts).text, [])[0] for _ in range(rng.randint(*phase.passages) - 1)]
+    references = [text, *others]
+    rng.shuffle(references)
+    return Row(references, pairs)
+
+
+def _window(rng: Random, text: str, pairs: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+    """Up to 45 words of whole sentences, and the pairs whose answer is in them."""
+    sentences = re.split(r"(?<=[.!?]) ", text)
+    start = rng.randrange(len(sentences))
+    chosen = sentences[start]
+    for sentence in sentences[start + 1 :]:
+        if len(chosen.split()) + len(sentence.split()) > 45:
+            break
+        chosen += " " + sentence
+    chosen = " ".join(chosen.split()[:60])
+    return chosen, [pair for pair in pairs if pair[1] in chosen and len(pair[1].split()) <= 6]
+
+
+def _babi(rng: Random, phase: Phase, corpora: Corpora) -> Row:
+    story = rng.choice(corpora.stories)
+    return Row([" ".join(story.text.split()[-60:])], [(story.question, story.answer)])
+
+
+class Encoder:
+    """Turns texts into token ids, all texts of a batch in one call."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+        self.header = [self.bos, *self("Reference:")[0]]
+
+    def __call__(self, *texts: str) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), False)]
