@@ -116,7 +116,7 @@ def test_a_bank_outlives_its_session_and_refuses_another_method(lm: rm.LM, tmp_p
         before = session.generate(QUESTION, max_tokens=24).text
     with rm.Session(lm, bank=str(tmp_path / "bank")) as session:
         assert session.generate(QUESTION, max_tokens=24).text == before
-    with pytest.raises(rm.BankMismatch, match="dense|kept_tokens"):
+    with pytest.raises(rm.BankMismatch, match="kept_tokens=None"):
         rm.Session(lm, bank=tmp_path / "bank", method="memory3:dense")
 
 

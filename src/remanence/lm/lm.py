@@ -184,17 +184,15 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     if str(name) == "tiny":
         return LM(tiny.tiny_model().to(device), tiny.byte_tokenizer(), "tiny")
     folder = NANO if str(name) == "nano" else Path(name)
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-    where = str(folder) if (folder / "config.json").is_file() else str(name)
-    if where == "nano":
-        raise InputError("the bundled model 'nano' is not in this installation", "reinstall remanence, or train it")
+    where, local = (str(folder), True) if (folder / "config.json").is_file() else (str(name), "/" not in str(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
+        dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=local).to(device)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"model {str(name)!r} cannot be loaded: {reason}",
-            "use 'nano', a folder with config.json and safetensors, or the id of a model that this machine has cached",
+            "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
         ) from error
     return LM(model.eval(), tokenizer, str(name), folder if folder.is_dir() else None)

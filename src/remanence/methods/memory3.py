@@ -158,7 +158,7 @@ class Memory3(Method):
                 for start, query in self._chunks(lm, prompt)
             ]
             hits.append(tuple(found))
-            groups.append([Group(start, self._load(recall, chunk)) for start, chunk in found])
+            groups.append([Group(start, self._load(lm, recall, chunk)) for start, chunk in found])
         lead = self.lead(lm)
         prefix = self.prefix(lm, groups, [len(prompt.ids) for prompt in prompts], lead)
         return Reading(
@@ -173,7 +173,7 @@ class Memory3(Method):
         """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
         queries = [lm.decode(row[-self.config.chunk_tokens :]) for row in rows]
         hits = [tuple(recall.hits(query, self.config.num_memories)) for query in queries]
-        groups = [[Group(0, self._load(recall, row))] for row in hits]
+        groups = [[Group(0, self._load(lm, recall, row))] for row in hits]
         return replace(
             reading,
             decoding=self.prefix(lm, groups, [1] * len(rows)),
@@ -188,7 +188,7 @@ class Memory3(Method):
         return [self._share(lm, recall, reading, i, row) for i, row in enumerate(rows)]
 
     def _share(self, lm: LM, recall: Recaller, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
-        groups = [Group(start, self._load(recall, hits)) for start, hits in reading.groups[i]]
+        groups = [Group(start, self._load(lm, recall, hits)) for start, hits in reading.groups[i]]
         owners = [hit.chunk.id for _, hits in reading.groups[i] for hit in hits]
         first = len(reading.prompts[i]) - 1  # the prompt's last token predicts the answer's first
         if not owners or len(row) - 1 <= first:
@@ -207,8 +207,9 @@ class Memory3(Method):
             column += width
         return shares
 
-    def _load(self, recall: Recaller, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
-        return tuple(recall.memories(hits))
+    def _load(self, lm: LM, recall: Recaller, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
+        """In the model's own dtype, so that keys that are moved are rounded once."""
+        return tuple(memory.to(lm.device, lm.dtype) for memory in recall.memories(hits))
 
     def _chunks(self, lm: LM, prompt: Prompt) -> list[tuple[int, str]]:
         """(first token, search words) of each chunk; a short prompt is one chunk and searches with its question.
