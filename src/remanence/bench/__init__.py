@@ -1,0 +1,1 @@
+"""Side-by-side measurements of what things cost; `report` is the shape that all of them print."""

@@ -1,0 +1,37 @@
+"""How an answer is compared with the right ones: exact match and F1 over words, after SQuAD's normalisation."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+ARTICLES = frozenset(("a", "an", "the"))
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+Metric = Callable[[str, str], float]
+
+
+def normalise(text: str) -> str:
+    """Lower case, without ASCII punctuation and English articles, one space between words."""
+    words = re.split(r"\s+", text.lower().translate(PUNCTUATION))
+    return " ".join(word for word in words if word and word not in ARTICLES)
+
+
+def exact_match(answer: str, gold: str) -> float:
+    """1.0 where the two are the same text after `normalise`, else 0.0."""
+    return float(normalise(answer) == normalise(gold))
+
+
+def f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall over words, repeated words counted; two empty texts give 1.0."""
+    given, right = normalise(answer).split(), normalise(gold).split()
+    if not given or not right:
+        return float(given == right)
+    shared = sum((Counter(given) & Counter(right)).values())
+    return 2 * shared / (len(given) + len(right))
+
+
+def best(metric: Metric, answer: str, golds: Iterable[str]) -> float:
+    """The largest value over all right answers."""
+    return max(metric(answer, gold) for gold in golds)
