@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import remanence as rm
+from remanence import methods
 from remanence.bank import Bank
 
 FACTS = (
@@ -197,3 +199,21 @@ def test_a_shared_bank_can_be_given(lm: rm.LM):
         session = rm.Session(lm, bank=bank)
         session.write(FACTS[1])
         assert len(bank) == 1
+
+
+def test_migrate_gives_a_bank_to_another_method_and_splits_what_is_too_long(lm: rm.LM, tmp_path: Path):
+    long = "Ada keeps the key under the blue stone. " * 3
+    with rm.Session(lm, bank=tmp_path / "bank") as session:
+        session.write(long)
+    config = replace(methods.load("memory3", lm).config, reference_tokens=64)
+    small = methods.memory3.Memory3(config)
+    with pytest.raises(rm.BankMismatch):
+        rm.Session(lm, bank=tmp_path / "bank", method=small)
+    with rm.Session(lm, bank=tmp_path / "bank", method=small, adopt=True) as session:
+        with pytest.raises(rm.BankMismatch, match="migrate"):
+            session.generate("Where is the key?", max_tokens=2)
+        assert session.migrate() >= 3
+        assert max(chunk.num_tokens for chunk in session.bank.list()) <= 64
+        assert session.generate("Where does Ada keep the key?", max_tokens=2).recalled
+    with rm.Session(lm, bank=tmp_path / "bank", method=small) as session:
+        assert session.bank.missing_memories(session.fingerprint, [c.id for c in session.bank.list()]) == []

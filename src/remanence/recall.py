@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from remanence.errors import BankMismatch
 from remanence.lm.lm import LM
 from remanence.methods.base import Method
 from remanence.types import Chunk, Hit, Memory
@@ -68,10 +69,20 @@ def describe(lm: LM, method: Method) -> dict[str, str]:
 @torch.inference_mode()
 def write_chunks(lm: LM, method: Method, chunks: Sequence[Chunk]) -> list[Memory]:
     """Memories of `chunks`, written in batches of texts of like length."""
-    references = [lm.encode(chunk.text) for chunk in chunks]
+    references = [_tokens(lm, method, chunk) for chunk in chunks]
     order = sorted(range(len(chunks)), key=lambda i: len(references[i]))
     memories: dict[int, Memory] = {}
     for start in range(0, len(order), WRITE_BATCH):
         batch = order[start : start + WRITE_BATCH]
         memories |= zip(batch, method.write(lm, [references[i] for i in batch]), strict=True)
     return [memories[i] for i in range(len(chunks))]
+
+
+def _tokens(lm: LM, method: Method, chunk: Chunk) -> list[int]:
+    ids = lm.encode(chunk.text)
+    if len(ids) > method.reference_tokens():
+        raise BankMismatch(
+            f"chunk {chunk.id} has {len(ids)} tokens for {lm.name}, a memory holds {method.reference_tokens()}",
+            "split it for this model with `remanence bank migrate`",
+        )
+    return ids

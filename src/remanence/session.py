@@ -16,8 +16,9 @@ from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt, Reading
 from remanence.recall import BankRecall, describe, write_chunks
 from remanence.text.chunks import split
-from remanence.text.retrieve import Retriever
-from remanence.types import Chunk, ForgetReceipt, Recall, Receipt, Reply, Usage
+from remanence.text.embed import Embedder
+from remanence.text.retrieve import Kind, Retriever
+from remanence.types import Chunk, ForgetReceipt, Piece, Recall, Receipt, Reply, Usage
 
 Message = Mapping[str, str]
 COMMIT_CHUNKS = 128
@@ -44,7 +45,8 @@ class Session:
     """Long-term memory for one model: what is written is recalled exactly, or the session refuses.
 
     `bank`: a folder, an open Bank, or None for a bank in RAM that ends with the session. `method` may name its
-    preset ("memory3:dense"). Raises BankMismatch when the bank's memories are all of another model or method.
+    preset ("memory3:dense"). `embedder` None: the model's own, where it has one. Raises BankMismatch when the
+    bank's memories are all of another model or method; with `adopt`, `migrate` may then make this session's.
     """
 
     def __init__(
@@ -54,15 +56,18 @@ class Session:
         method: str | Method = "memory3",
         *,
         namespace: str = "default",
-        retrieval: str = "hybrid",
+        retrieval: Kind = "hybrid",
+        embedder: Embedder | None = None,
         seed: int = 0,
+        adopt: bool = False,
     ) -> None:
         self.lm = load(lm) if isinstance(lm, str) else lm
         self.method = methods.load(method, self.lm) if isinstance(method, str) else method
         self.bank = bank if isinstance(bank, Bank) else Bank.open(bank, namespace=namespace)
-        self.retriever = Retriever(self.bank, self.lm.embedder, kind=retrieval)
+        self.embedder = embedder or self.lm.embedder
+        self.retriever = Retriever(self.bank, self.embedder, kind=retrieval)
         self.seed = seed
-        if self.method.writes_tensors:
+        if self.method.writes_tensors and not adopt:
             self.bank.check(self.fingerprint, describe(self.lm, self.method))
 
     @property
@@ -161,7 +166,7 @@ class Session:
         """Search vectors of new chunks, and memories of those that have none; returns the bytes that were added."""
         num_bytes = 0
         new = list(dict.fromkeys(chunk_id for chunk_id, is_new in stored if is_new))
-        if (embedder := self.lm.embedder) and new:
+        if (embedder := self.embedder) and new:
             vectors = embedder.embed([chunk.text for chunk in self.bank.get(new)])
             self.bank.put_vectors(embedder.name, new, vectors)
             num_bytes += vectors.nbytes
@@ -181,16 +186,38 @@ class Session:
     def migrate(self, on_progress: Callable[[int], None] | None = None) -> int:
         """Makes vectors and memories of every chunk for this session's model and method; returns how many.
 
-        What other models made of the same chunks stays until `bank.drop_memories`.
+        A chunk that is too long for this model's tokenizer is split, and the pieces supersede it. What other
+        models made of the same chunks stays until `bank.drop_memories`.
         """
+        self._split_long_chunks()
         self.retriever.update()
-        missing = self.bank.missing_memories(self.fingerprint) if self.method.writes_tensors else []
+        visible = [chunk.id for chunk in self.bank.list()] if self.method.writes_tensors else []
+        missing = self.bank.missing_memories(self.fingerprint, visible)
         for start in range(0, len(missing), COMMIT_CHUNKS):
             batch = missing[start : start + COMMIT_CHUNKS]
             self._write_memories(batch)
             if on_progress:
                 on_progress(len(batch))
         return len(missing)
+
+    def _split_long_chunks(self) -> None:
+        limit = self.method.reference_tokens()
+        for chunk in self.bank.list():
+            if self.lm.count_tokens(chunk.text) > limit:
+                pieces = split(chunk.text, self.lm.count_tokens, limit)
+                self.bank.add([self._piece_of(chunk, piece) for piece in pieces])
+
+    def _piece_of(self, chunk: Chunk, piece: Piece) -> Draft:
+        return Draft(
+            text=piece.text,
+            num_tokens=piece.num_tokens,
+            source=chunk.source,
+            start=chunk.start + piece.start,
+            end=chunk.start + piece.end,
+            expires=chunk.expires,
+            supersedes=chunk.id,
+            metadata=dict(chunk.metadata),
+        )
 
     def recompute(self, chunks: Sequence[Chunk]) -> list[Any]:
         """Memories of `chunks` made anew from their text, for `bank.verify`."""
