@@ -202,7 +202,7 @@ def test_a_shared_bank_can_be_given(lm: rm.LM):
 
 
 def test_migrate_gives_a_bank_to_another_method_and_splits_what_is_too_long(lm: rm.LM, tmp_path: Path):
-    long = "Ada keeps the key under the blue stone. " * 3
+    long = " ".join(f"Ada keeps key {i} under the blue stone." for i in range(3))
     with rm.Session(lm, bank=tmp_path / "bank") as session:
         session.write(long)
     config = replace(methods.load("memory3", lm).config, reference_tokens=64)
