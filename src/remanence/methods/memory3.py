@@ -87,6 +87,8 @@ class Memory3(Method):
     def write(self, lm: LM, references: Sequence[Sequence[int]]) -> list[ExplicitMemory]:
         """One memory per reference of 1 to `reference_tokens` tokens (§3.2, §3.3); gradients flow through K and V."""
         self._check(references)
+        if not references:
+            return []
         lead = self.prefix_ids(lm)
         longest = max(map(len, references))
         pad = [[*lead, *reference] + [0] * (longest - len(reference)) for reference in references]
