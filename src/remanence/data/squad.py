@@ -13,10 +13,11 @@ from remanence.errors import InputError
 
 @dataclass(frozen=True)
 class Context:
-    """A passage and its (question, answers) pairs; answers are never empty."""
+    """A passage and its (question, answers) pairs; answers are never empty, other questions are only counted."""
 
     text: str
     questions: tuple[tuple[str, tuple[str, ...]], ...]
+    num_unanswerable: int = 0
 
 
 def read_squad(path: Path | str) -> list[Context]:
@@ -37,8 +38,9 @@ def read_squad(path: Path | str) -> list[Context]:
 
 
 def _context(record: dict[str, Any]) -> Context:
-    pairs = ((qa["question"].strip(), _answers(qa)) for qa in record["qas"])
-    return Context(record["context"].strip(), tuple((question, answers) for question, answers in pairs if answers))
+    pairs = [(qa["question"].strip(), _answers(qa)) for qa in record["qas"]]
+    answered = tuple((question, answers) for question, answers in pairs if answers)
+    return Context(record["context"].strip(), answered, len(pairs) - len(answered))
 
 
 def _answers(qa: dict[str, Any]) -> tuple[str, ...]:

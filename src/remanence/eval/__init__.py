@@ -1,0 +1,1 @@
+"""Question answering with and without memory: tasks, systems, figures."""

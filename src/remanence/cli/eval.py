@@ -1,0 +1,121 @@
+"""`remanence eval TASK`: how well a model answers with memory, without it, and with the same references as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.text import Text
+
+from remanence.cli import options as o
+from remanence.cli.terminal import note, out, print_json, progress, say, table
+from remanence.eval import tasks
+
+SYSTEMS = "plain,METHOD,retrieved_text,full_context"
+COLUMNS = ("exact_match", "f1", "recall_at_5", "passage_in_context", "answer_in_recalled", "prompt_tokens", "seconds")
+COSTS = ("prompt_tokens", "seconds")
+
+NOption = Annotated[int, typer.Option("--n", metavar="N", help="Questions at most.")]
+SystemsOption = Annotated[
+    str, typer.Option("--systems", metavar="A,B", help="plain, or methods; METHOD stands for --method.")
+]
+BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="Questions asked at once.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="The longest answer.")]
+DetailsOption = Annotated[
+    Path | None, typer.Option("--details", metavar="FILE", help="Write each question and its answers here, as JSONL.")
+]
+
+app = typer.Typer(no_args_is_help=True, help="Measure answers with memory, without it, and with references as text.")
+
+
+def evaluate(
+    n: NOption = 500,
+    systems: SystemsOption = SYSTEMS,
+    batch: BatchOption = 16,
+    max_tokens: MaxTokensOption = 32,
+    details: DetailsOption = None,
+    model: o.ModelOption = o.MODEL,
+    method: o.MethodOption = o.METHOD,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+    *,
+    task: tasks.Task,
+) -> None:
+    """Every task's command; its own options are put in front of these."""
+    from remanence.eval import report
+    from remanence.eval.run import Options, sit
+    from remanence.lm.lm import load
+
+    names = tuple(name.strip().replace("METHOD", method) for name in systems.split(",") if name.strip())
+    options = Options(tuple(dict.fromkeys(names)), n, seed, batch, max_tokens)
+    if details:
+        report.check_writable(details)
+    with progress(f"Loading {model}", quiet=as_json):
+        lm = load(model)
+    sat = sit(lm, task, options, lambda label, total: progress(label, total, quiet=as_json))
+    result = report.result(lm, task, options, sat)
+    if details:
+        report.write_details(sat, details)
+    if as_json:
+        print_json(result)
+    else:
+        show(result, details)
+
+
+def show(result: dict[str, Any], details: Path | None) -> None:
+    conditions = result["conditions"]
+    facts = ", ".join(f"{_number(value)} {name.replace('_', ' ')}" for name, value in conditions.items())
+    say(f"{result['task']}: {result['n']} questions to {result['model']} ({facts})\n")
+    given = [name for name in COLUMNS if any(name in figures for figures in result["systems"].values())]
+    shown = table("system", *((name.replace("_", " "), {"justify": "right"}) for name in given))
+    for system, figures in result["systems"].items():
+        cells = [_cell(name, figures.get(name)) for name in given]
+        shown.add_row(Text(system, style="cyan"), *cells)
+    out().print(shown)
+    for name, value in result["ratios"].items():
+        say(f"\n{name.replace('_', ' ')}: ", (f"{value:.3f}", "bold"))
+    if details:
+        note(f"every question and answer: {details}")
+
+
+def _cell(name: str, value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}" if name in COSTS else f"{value:.3f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def command(task: type[tasks.Task]) -> Callable[..., None]:
+    """`evaluate` with the task's fields as options, so that a new task needs no code here."""
+    fields = dataclasses.fields(task)  # type: ignore[arg-type]
+
+    def run(**given: Any) -> None:
+        own = {field.name: given.pop(field.name) for field in fields}
+        evaluate(**given, task=task(**own))
+
+    shared = list(inspect.signature(evaluate, eval_str=True).parameters.values())[:-1]
+    hints = get_type_hints(task)
+    parameters = [*(_parameter(field, hints[field.name]) for field in fields), *shared]
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = task.__doc__
+    return run
+
+
+def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
+    metavar = "N" if hint is int else "FILE"
+    option = typer.Option(f"--{field.name.replace('_', '-')}", metavar=metavar, help=field.metadata["help"])
+    default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(field.name, kind, default=default, annotation=Annotated[hint, option])
+
+
+for name, task in tasks.known().items():
+    app.command(name)(command(task))
