@@ -8,12 +8,12 @@ from functools import lru_cache
 from itertools import pairwise
 
 STOP_WORDS = frozenset(
-    """a about above after again all also am an and any are as at be because been before being below between both but
-    by can could did do does doing down during each few for from further had has have having he her here hers him his
-    how i if in into is it its just may me might more most must my no nor not now of off on once only or other our out
-    over own please s same shall she should so some such t than that the their them then there these they this those
-    through to too under until up us very was we were what when where which while who whom whose why will with would
-    you your question answer tell know say give name""".split()
+    """a about above after again all also am an and any are as at be because been before being below between both
+    but by can could did do does doing down during each few for from further had has have having he her here hers
+    him his how i if in into is it its just many may me might more most much must my no nor not now of off on once
+    only or other our out over own please s same shall she should so some such t than that the their them then there
+    these they this those through to too under until up us very was we were what when where which while who whom
+    whose why will with would you your question answer tell know say give name""".split()
 )
 """Words that say nothing about what is asked for; the last six are the words of asking itself."""
 CJK_STOP = re.compile(

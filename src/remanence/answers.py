@@ -1,0 +1,98 @@
+"""The last answers given from a bank, kept beside it so that a person can ask why; forgetting scrubs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from remanence.types import Reply
+
+FILE = "answers.jsonl"
+KEEP = 50
+"""Of each namespace."""
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A memory that an answer came from, by id: its text is looked up in the bank, never kept here."""
+
+    id: str
+    score: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question, its answer, and how it was asked. `time` is seconds since 1970."""
+
+    time: float
+    namespace: str
+    model: str
+    method: str
+    seed: int
+    question: str
+    answer: str
+    options: dict[str, float]
+    recalled: tuple[Recalled, ...]
+
+    @classmethod
+    def of(cls, reply: Reply, **known: object) -> Answer:
+        recalled = tuple(Recalled(recall.id, recall.score, recall.share) for recall in reply.recalled)
+        return cls(answer=reply.text, recalled=recalled, **known)  # type: ignore[arg-type]
+
+
+def note(bank: Path, answer: Answer) -> None:
+    """Appends to the bank's answers and lets the oldest of the namespace go."""
+    answers = _read(bank)
+    others = [old for old in answers if old.namespace != answer.namespace]
+    mine = [old for old in answers if old.namespace == answer.namespace]
+    _replace(bank, [*others, *mine[1 - KEEP :], answer])
+
+
+def last(bank: Path, namespace: str, limit: int = 1) -> list[Answer]:
+    """The newest first; [] where nothing was asked yet."""
+    return [answer for answer in reversed(_read(bank)) if answer.namespace == namespace][:limit]
+
+
+def scrub(bank: Path, ids: Collection[str]) -> int:
+    """Removes every answer that was given from one of `ids`, since it may repeat what is forgotten."""
+    answers = _read(bank)
+    kept = [answer for answer in answers if not any(recalled.id in ids for recalled in answer.recalled)]
+    if len(kept) < len(answers):
+        _replace(bank, kept)
+    return len(answers) - len(kept)
+
+
+def _read(bank: Path) -> list[Answer]:
+    """A line that cannot be read is left out: this file is a convenience, the bank is the truth."""
+    try:
+        lines = (bank / FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [answer for answer in map(_parse, lines) if answer]
+
+
+def _parse(line: str) -> Answer | None:
+    try:
+        fields = json.loads(line)
+        return Answer(**fields | {"recalled": tuple(Recalled(**recalled) for recalled in fields["recalled"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _replace(bank: Path, answers: Iterable[Answer]) -> None:
+    """All or nothing: a reader never sees half a file."""
+    handle, name = tempfile.mkstemp(dir=bank, prefix=FILE)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+        os.replace(name, bank / FILE)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,118 @@
+"""`remanence ask`: one question, its answer, and what it was recalled from."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from remanence import answers
+from remanence.cli import options as o
+from remanence.cli.opening import open_session
+from remanence.cli.terminal import clean, err, one_line, print_json, say
+from remanence.errors import InputError
+
+if TYPE_CHECKING:
+    from remanence.session import Session
+    from remanence.types import Recall, Reply
+
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="The longest answer.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", metavar="X", help="0: the likeliest answer.")]
+TopPOption = Annotated[float, typer.Option("--top-p", metavar="X", help="Sample from the likeliest tokens only.")]
+
+AskedAs = tuple[Path, str, str, str, int]
+"""Bank, namespace, model, method and seed."""
+
+
+def ask(
+    question: Annotated[str | None, typer.Argument(help="The question; - or none reads standard input.")] = None,
+    max_tokens: MaxTokensOption = 64,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Ask the plain model.")] = False,
+    without: o.WithoutOption = [],  # noqa: B006 (typer copies it)
+    bank: o.BankOption = o.BANK,
+    namespace: o.NamespaceOption = o.NAMESPACE,
+    model: o.ModelOption = o.MODEL,
+    method: o.MethodOption = o.METHOD,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Ask a question.
+
+    The answer goes to standard output, what it was recalled from to standard error.
+    """
+    asked = _question(question)
+    chosen = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "without": without}
+    with open_session(bank, namespace, model, method, seed) as session:
+        show = None if as_json else sys.stdout.write
+        reply = answer(session, asked, show, **chosen, recall=not no_memory)
+        note_answer((bank, namespace, model, method, seed), asked, chosen, reply)
+    if as_json:
+        print_json(reply_json(reply))
+    else:
+        say()
+        show_recalled(reply.recalled)
+
+
+def _question(given: str | None) -> str:
+    if given not in (None, "-"):
+        return given or ""
+    if sys.stdin.isatty():
+        raise InputError("there is no question", 'type it: remanence ask "Who keeps the lighthouse?"')
+    return sys.stdin.read()
+
+
+def answer(session: Session, prompt: Any, show: Any = None, **chosen: Any) -> Reply:
+    """The reply; with `show`, its text is given to `show` as it grows."""
+    if show is None:
+        return session.generate(prompt, **chosen)
+    stream = session.stream(prompt, **chosen)
+    for piece in stream:
+        show(clean(piece))
+        sys.stdout.flush()
+    assert stream.reply is not None
+    return stream.reply
+
+
+def note_answer(asked_as: AskedAs, question: str, chosen: dict[str, Any], reply: Reply) -> None:
+    """For `why`; a disk that is full or read-only must not cost the answer."""
+    bank, namespace, model, method, seed = asked_as
+    known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
+    options = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p") if name in chosen}
+    with contextlib.suppress(OSError):
+        answers.note(bank, answers.Answer.of(reply, time=time.time(), options=options, **known))
+
+
+def reply_json(reply: Reply) -> dict[str, Any]:
+    return {
+        "text": reply.text,
+        "recalled": [asdict(recall) for recall in reply.recalled],
+        "usage": asdict(reply.usage),
+        "seconds": reply.seconds,
+        "first_token_seconds": reply.first_token_seconds,
+        "finish": reply.finish,
+    }
+
+
+def show_recalled(recalled: Any) -> None:
+    """Sources on standard error, so that a pipe gets the answer alone."""
+    if not recalled:
+        err().print(Text("nothing recalled: no memory is about this", style="dim"))
+    for recall in recalled:
+        err().print(recalled_line(recall), soft_wrap=True)
+
+
+def recalled_line(recall: Recall) -> Text:
+    share = "" if recall.share is None else f", {recall.share:.0%} of attention"
+    return Text.assemble(
+        (f"  {recall.id} ", "cyan"),
+        one_line(recall.text),
+        (f"  ({one_line(recall.source) or 'no source'}; relevance {recall.score:.2f}{share})", "dim"),
+    )

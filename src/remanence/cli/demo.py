@@ -1,0 +1,176 @@
+"""`remanence demo`: writes the project's own documents, asks with and without memory, forgets, says what is next."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from remanence.cli import options as o
+from remanence.cli.opening import open_session
+from remanence.cli.terminal import clean, note, one_line, out, print_json, progress, say, table
+
+if TYPE_CHECKING:
+    from remanence.session import Session
+    from remanence.types import Reply
+
+MAX_TOKENS = 16
+"""Longer than the longest expected answer."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the documents answer; `also` are other wordings of the same answer."""
+
+    question: str
+    expected: str
+    also: tuple[str, ...] = ()
+
+    def is_answered_by(self, text: str) -> bool:
+        return normalized(text) in {normalized(right) for right in (self.expected, *self.also)}
+
+
+def demo(
+    bank: Annotated[
+        Path | None, typer.Option("--bank", metavar="FOLDER", help="Keep the demo's memories; else a temporary bank.")
+    ] = None,
+    namespace: o.NamespaceOption = o.NAMESPACE,
+    model: o.ModelOption = o.MODEL,
+    method: o.MethodOption = o.METHOD,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """See it work: documents in, answers out, with and without memory."""
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        folder = stack.enter_context(as_file(files("remanence") / "assets" / "demo"))
+        where = bank or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))) / "bank"
+        session = stack.enter_context(open_session(where, namespace, model, method, seed, new=True))
+        rows, written = run(session, folder, quiet=as_json)
+        result = summary(rows)
+        forgotten = None if bank else forget_one(session, rows)
+    result |= {"written": written, "forgotten": forgotten, "seconds": round(time.monotonic() - begun, 2)}
+    if as_json:
+        print_json(result)
+    else:
+        _show(result, model, bank)
+
+
+def run(session: Session, folder: Path, quiet: bool = False) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Writes the folder's documents and asks its questions, each with memory and without."""
+    from remanence.text.documents import read_documents
+
+    asked = [Question(**fields) for fields in json.loads((folder / "questions.json").read_text(encoding="utf-8"))]
+    with progress("Writing documents", quiet=quiet) as advance:
+        receipt = session.write_documents(read_documents([folder]), on_progress=advance)
+    prompts = [question.question for question in asked]
+    with progress("Asking", total=2 * len(asked), quiet=quiet) as advance:
+        replies = []
+        for recall in (True, False):
+            for prompt in prompts:
+                replies.append(session.generate(prompt, max_tokens=MAX_TOKENS, recall=recall))
+                advance(1)
+    pairs = zip(asked, replies[: len(asked)], replies[len(asked) :], strict=True)
+    rows = [_row(question, reply, plain) for question, reply, plain in pairs]
+    return rows, {"documents": receipt.num_documents, "memories": receipt.num_chunks}
+
+
+def _row(question: Question, reply: Reply, plain: Reply) -> dict[str, Any]:
+    return {
+        "question": question.question,
+        "expected": question.expected,
+        "answer": reply.text,
+        "correct": question.is_answered_by(reply.text),
+        "recalled": [asdict(recall) for recall in reply.recalled],
+        "answer_without_memory": plain.text,
+        "correct_without_memory": question.is_answered_by(plain.text),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "accuracy": sum(row["correct"] for row in rows) / len(rows),
+        "accuracy_plain": sum(row["correct_without_memory"] for row in rows) / len(rows),
+        "questions": rows,
+    }
+
+
+def forget_one(session: Session, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Forgets what the last right answer came from, and asks again."""
+    row = next((row for row in reversed(rows) if row["correct"] and row["recalled"]), None)
+    if row is None:
+        return None
+    best = max(row["recalled"], key=lambda recall: (row["expected"] in recall["text"], recall["score"]))
+    receipt = session.forget(best["id"])
+    reply = session.generate(row["question"], max_tokens=MAX_TOKENS)
+    return {
+        "id": best["id"],
+        "exact": receipt.exact,
+        "question": row["question"],
+        "answer_before": row["answer"],
+        "answer": reply.text,
+        "recalled": [asdict(recall) for recall in reply.recalled],
+    }
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation at the edges of words and without articles, as SQuAD compares answers."""
+    words = (word.strip(string.punctuation) for word in text.lower().split())
+    return re.sub(r"\s+", " ", " ".join(word for word in words if word not in ("a", "an", "the", ""))).strip()
+
+
+def _show(result: dict[str, Any], model: str, bank: Path | None) -> None:
+    rows, written = result["questions"], result["written"]
+    say(f"{model} read {written['documents']} short documents and keeps {written['memories']} memories of them.\n")
+    shown = table("", "question", "with memory", "recalled from", "without memory")
+    for row in rows:
+        mark = Text("✓", style="bold green") if row["correct"] else Text("✗", style="bold red")
+        sources = [Path(recall["source"]).name for recall in row["recalled"][:1]]
+        shown.add_row(
+            mark,
+            Text(row["question"]),
+            Text(one_line(row["answer"], 40), style="green" if row["correct"] else "red"),
+            Text(one_line(sources[0], 30) if sources else "nothing", style="cyan"),
+            Text(one_line(row["answer_without_memory"], 40), style="dim"),
+        )
+    out().print(shown)
+    right, plain = (sum(row[key] for row in rows) for key in ("correct", "correct_without_memory"))
+    say("\nRight with memory ", (f"{right} of {len(rows)}", "bold green"), f", without {plain} of {len(rows)}.")
+    _show_forgotten(result["forgotten"])
+    say((f"{result['seconds']:.1f} seconds, offline.\n", "dim"))
+    _show_next(bank)
+
+
+def _show_forgotten(forgotten: dict[str, Any] | None) -> None:
+    if forgotten:
+        recalled = "nothing recalled" if not forgotten["recalled"] else "other memories recalled"
+        say(
+            f"Then one memory was forgotten. {forgotten['question']} ",
+            (one_line(forgotten["answer_before"], 40), "green"),
+            " became ",
+            (one_line(clean(forgotten["answer"]), 40) or "no answer", "yellow"),
+            (f" ({recalled}).", "dim"),
+        )
+
+
+def _show_next(bank: Path | None) -> None:
+    where = f" --bank {bank}" if bank else ""
+    say(("Now with your own files:", "bold"))
+    for command, meaning in (
+        (f"remanence write notes.txt{where}", "remember a file, or a folder"),
+        (f'remanence ask "..."{where}', "ask about it"),
+        (f"remanence why{where}", "see what the answer came from"),
+    ):
+        say((f"  {command:<44}", "cyan"), (meaning, "dim"))
+    if bank:
+        note(f"the demo's memories stay in {bank}")

@@ -1,0 +1,40 @@
+"""Opens what a command works on: the bank alone, or a session with model, method and bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remanence.cli.terminal import progress
+from remanence.errors import InputError
+
+if TYPE_CHECKING:
+    from remanence.bank import Bank
+    from remanence.session import Session
+
+
+def open_session(
+    bank: Path | None, namespace: str, model: str, method: str, seed: int, *, new: bool = False
+) -> Session:
+    """`new`: the bank may be made now. Otherwise a bank that is not there is an InputError."""
+    if bank is not None and not new:
+        check_bank(bank)
+    with progress(f"Loading {model}"):
+        from remanence.session import Session
+
+        return Session(model, bank, method, namespace=namespace, seed=seed)
+
+
+def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:
+    """The bank alone: no model is loaded."""
+    if not new:
+        check_bank(bank)
+    from remanence.bank import Bank
+
+    return Bank.open(bank, namespace=namespace)
+
+
+def check_bank(bank: Path) -> None:
+    if not bank.is_dir():
+        reason = "is not a folder" if bank.exists() else "does not exist"
+        raise InputError(f"bank '{bank}' {reason}", f"fill one with `remanence write PATH --bank {bank}`")

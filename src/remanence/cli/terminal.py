@@ -1,0 +1,111 @@
+"""What a command shows: text and tables for people, one JSON object for programs, progress on a terminal only."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from remanence.errors import InputError
+
+PIPE_WIDTH = 160
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def out() -> Console:
+    return _console(sys.stdout)
+
+
+def err() -> Console:
+    return _console(sys.stderr)
+
+
+def _console(file: Any) -> Console:
+    if hasattr(file, "reconfigure"):
+        file.reconfigure(errors="replace")  # a terminal without UTF-8 gets '?', not a crash
+    width = None if file.isatty() else PIPE_WIDTH
+    return Console(file=file, width=width, highlight=False, emoji=False)
+
+
+def clean(text: str) -> str:
+    """Text of a document or a model as it may be shown: it cannot steer the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str, width: int = 100) -> str:
+    flat = " ".join(clean(text).split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def say(*parts: str | Text | tuple[str, str]) -> None:
+    """A line for people; strings are shown as they are, Text in its style."""
+    out().print(Text.assemble(*parts), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A line beside the output, on standard error."""
+    err().print(Text(message, style="dim"), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    err().print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    err().print(Text.assemble(("error: ", "bold red"), clean(message)), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object; indented where a person looks at it."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def table(*columns: str | tuple[str, dict[str, Any]], title: str | None = None) -> Table:
+    """An empty table; a column is its heading, or heading and rich's options."""
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        heading, options = (column, {}) if isinstance(column, str) else column
+        made.add_column(heading, **options)
+    return made
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Returns if the person agrees; leaves the command if not. Nobody to ask and no --yes: InputError."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError(f"{question} Nobody is there to answer", "add --yes")
+    err().print(Text(f"{question} [y/N] "), end="")
+    if input().strip().lower() not in ("y", "yes"):
+        import typer
+
+        note("nothing was changed")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def progress(label: str, total: int | None = None, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar, or a counter without `total`, while the block runs; call what it gives with the number of steps done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    middle = [BarColumn(), MofNCompleteColumn()] if total is not None else [TextColumn("{task.completed}")]
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), *middle, TimeElapsedColumn()]
+    with Progress(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda steps: bar.advance(task, steps)

@@ -1,0 +1,105 @@
+"""`remanence why`: what the last answers were recalled from, and the answer without a given memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from remanence import answers
+from remanence.cli import options as o
+from remanence.cli.ask import recalled_line, reply_json
+from remanence.cli.opening import open_bank, open_session
+from remanence.cli.terminal import clean, one_line, print_json, say
+from remanence.errors import InputError, UnknownChunk
+
+if TYPE_CHECKING:
+    from remanence.bank import Bank
+    from remanence.types import Recall
+
+
+def why(
+    context: typer.Context,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="So many answers, newest first.")] = 3,
+    without: o.WithoutOption = [],  # noqa: B006 (typer copies it)
+    bank: o.BankOption = o.BANK,
+    namespace: o.NamespaceOption = o.NAMESPACE,
+    model: o.ModelOption = o.MODEL,
+    method: o.MethodOption = o.METHOD,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Show what the last answers were recalled from.
+
+    With --without ID the last question is asked again, with and without that memory.
+    """
+    with open_bank(bank, namespace) as opened:
+        found = answers.last(bank, namespace, 1 if without else last)
+        if not found:
+            raise InputError(f"nothing was asked in bank '{bank}' yet", f'`remanence ask "..." --bank {bank}`')
+        known = [(answer, _recalled(opened, answer)) for answer in found]
+    if without:
+        given = {"model": model, "method": method, "seed": seed}
+        _compare(found[0], without, bank, _as_asked(context, found[0], given), as_json)
+    elif as_json:
+        print_json({"answers": [_json(answer, recalled) for answer, recalled in known]})
+    else:
+        for answer, recalled in known:
+            _show(answer, recalled)
+
+
+def _recalled(bank: Bank, answer: answers.Answer) -> list[Recall]:
+    """Texts as the bank holds them now; what it no longer holds is left out."""
+    from remanence.types import Recall
+
+    found = []
+    for recalled in answer.recalled:
+        try:
+            (chunk,) = bank.get([recalled.id])
+        except UnknownChunk:
+            continue
+        found.append(Recall(recalled.id, chunk.text, chunk.source, recalled.score, recalled.share))
+    return found
+
+
+def _as_asked(context: typer.Context, answer: answers.Answer, given: dict[str, Any]) -> dict[str, Any]:
+    """Model, method and seed of the answer, unless others are named on the command line."""
+    for name in given:
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            given[name] = getattr(answer, name)
+    return given
+
+
+def _compare(asked: answers.Answer, without: list[str], bank: Any, given: dict[str, Any], as_json: bool) -> None:
+    with open_session(bank, asked.namespace, **given) as session:
+        session.bank.get(without)  # UnknownChunk for a wrong id
+        reply = session.generate(asked.question, **asked.options)
+        other = session.generate(asked.question, **asked.options, without=without)
+    if as_json:
+        both = {"answer": reply_json(reply), "answer_without": reply_json(other)}
+        print_json({"question": asked.question, "without": without, **both})
+        return
+    say((clean(asked.question), "bold"))
+    for heading, shown in (("with all memories", reply), (f"without {' '.join(without)}", other)):
+        say((f"{heading}: ", "dim"), (clean(shown.text) or "(no answer)", "green" if shown is reply else "yellow"))
+        for recall in shown.recalled:
+            say(recalled_line(recall))
+
+
+def _json(answer: answers.Answer, recalled: list[Recall]) -> dict[str, Any]:
+    return asdict(answer) | {"recalled": [asdict(recall) for recall in recalled]}
+
+
+def _show(answer: answers.Answer, recalled: list[Recall]) -> None:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(answer.time))
+    say((one_line(answer.question), "bold"), (f"  {when}, {answer.model}, {answer.method}", "dim"))
+    say((one_line(answer.answer) or "(no answer)", "green"))
+    for recall in recalled:
+        say(recalled_line(recall))
+    gone = len(answer.recalled) - len(recalled)
+    if gone or not recalled:
+        say(Text(f"  {gone} memories are no longer there" if gone else "  nothing was recalled", style="dim"))

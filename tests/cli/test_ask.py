@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import io
+import sys
+
+QUESTION = "How many steps does the lighthouse of Skerry Point have?"
+
+
+def test_json_has_the_documented_shape(call, bank):
+    reply = call("ask", QUESTION, "--max-tokens", "4", "--json", model=True).json
+    assert {"text", "recalled", "usage", "seconds"} <= reply.keys()
+    (recall,) = reply["recalled"]
+    assert recall.keys() == {"id", "text", "source", "score", "share"}
+    assert recall["source"] == "lighthouse.txt"
+    assert 0 <= recall["share"] <= 1
+    assert reply["usage"]["completion_tokens"] <= 4
+
+
+def test_the_answer_is_alone_on_standard_output(call, bank):
+    outcome = call("ask", QUESTION, "--max-tokens", "4", model=True)
+    assert "lighthouse.txt" in outcome.err
+    assert "lighthouse.txt" not in outcome.out
+    assert outcome.out.endswith("\n")
+
+
+def test_the_same_question_has_the_same_answer(call, bank):
+    sampled = ["ask", QUESTION, "--max-tokens", "6", "--temperature", "1", "--seed", "3", "--json"]
+    assert call(*sampled, model=True).json["text"] == call(*sampled, model=True).json["text"]
+
+
+def test_without_memory_and_without_one_memory(call, bank, ids):
+    assert call("ask", QUESTION, "--no-memory", "--json", model=True).json["recalled"] == []
+    left = call("ask", QUESTION, "--without", ids["lighthouse.txt"], "--json", model=True).json["recalled"]
+    assert ids["lighthouse.txt"] not in [recall["id"] for recall in left]
+
+
+def test_nothing_relevant_says_so(call, bank):
+    outcome = call("ask", "Who composed this opera?", "--max-tokens", "2", model=True)
+    assert outcome.code == 0
+    assert "nothing recalled" in outcome.err
+
+
+def test_a_question_from_standard_input(call, bank, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
+    assert call("ask", "--max-tokens", "2", "--json", model=True).json["recalled"]
+
+
+def test_an_empty_question_is_refused(call, bank):
+    outcome = call("ask", " ", model=True)
+    assert (outcome.code, outcome.err) == (2, "error: the question is empty -> ask a question of at least one word\n")
+
+
+def test_a_question_longer_than_the_context_is_refused(call, bank):
+    outcome = call("ask", "why " * 2000, model=True)
+    assert outcome.code == 2
+    assert "positions" in outcome.err
+
+
+def test_a_bank_of_another_method_is_refused(call, bank):
+    outcome = call("ask", QUESTION, "--method", "memory3:dense", model=True)
+    assert outcome.code == 2
+    assert "remanence bank migrate" in outcome.err
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(call, bank):
+    outcome = call("ask", QUESTION, "--method", "memori3", model=True)
+    assert outcome.code == 2
+    assert "did you mean 'memory3'" in outcome.err

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from remanence import cli
+from remanence.cli.app import app
+from remanence.errors import BankBusy
+
+VERBS = ["demo", "write", "ask", "chat", "why", "bank", "doctor"]
+COMMON = {"--bank", "--namespace", "--json"}
+WITH_MODEL = {"--model", "--method"}
+
+
+def test_help_lists_every_verb_and_the_exit_codes(call):
+    outcome = call("--help")
+    assert outcome.code == 0
+    for verb in VERBS:
+        assert f" {verb} " in outcome.out
+    assert "Exit codes" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "verb", [["write"], ["ask"], ["chat"], ["why"], ["doctor"], ["bank", "verify"], ["bank", "migrate"]]
+)
+def test_common_options_are_the_same_everywhere(call, verb):
+    text = call(*verb, "--help").out
+    assert all(option in text for option in COMMON | WITH_MODEL)
+
+
+@pytest.mark.parametrize("verb", "stats list search show forget compact export import".split())
+def test_every_bank_verb_takes_the_common_options(call, verb):
+    text = call("bank", verb, "--help").out
+    assert all(option in text for option in COMMON)
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from remanence.cli import run; run(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False"
+
+
+def test_the_command_is_installed_and_prints_its_version():
+    command = os.path.join(os.path.dirname(sys.executable), "remanence")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("remanence ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bnak"], "No such command 'bnak'. Did you mean 'bank'"),
+        (["ask", "x", "--modle", "y"], "No such option: --modle"),
+        (["bank", "list", "--limit", "many"], "Invalid value for '--limit'"),
+        (["why"], "bank 'bank' does not exist -> fill one with `remanence write PATH --bank bank`"),
+        (["ask", "x", "--model", "no/such-model", "--bank", "."], "no/such-model"),
+        (["ask", ""], "bank 'bank' does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(call, monkeypatch, arguments, said):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as `remanence` sets it at its start
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: ")
+    assert said in outcome.err
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes `remanence doctor` fail as given."""
+
+    def fail_with(error: BaseException) -> None:
+        def raise_it() -> None:
+            raise error
+
+        (command,) = [each for each in app.registered_commands if each.name == "doctor"]
+        monkeypatch.setattr(command, "callback", raise_it)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (BankBusy("bank 'b' is in use", "wait"), 2, "error: bank 'b' is in use -> wait"),
+        (ZeroDivisionError("division\nby zero"), 1, "error: ZeroDivisionError: division by zero -> run with --debug"),
+        (OSError(28, "No space left on device"), 2, "error: the disk is full -> free some space"),
+        (PermissionError(13, "Permission denied", "bank"), 2, "check the path, the disk and your permissions"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemError(), 1, "error: SystemError: SystemError"),
+    ],
+)
+def test_every_error_is_one_line_with_its_exit_code(call, failing, error, code, said):
+    failing(error)
+    outcome = call("doctor")
+    assert outcome.code == code
+    assert said in outcome.err
+    assert outcome.err.count("\n") <= 1
+
+
+def test_debug_shows_the_traceback(call, failing):
+    failing(ZeroDivisionError("oh"))
+    assert "Traceback" not in call("doctor").err
+    assert "Traceback" in call("doctor", "--debug").err
+
+
+def test_main_leaves_with_the_exit_code(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["remanence", "nonsense"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 2

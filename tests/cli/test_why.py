@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from remanence import answers
+
+QUESTION = "How many steps does the lighthouse of Skerry Point have?"
+
+
+def ask(call, question=QUESTION, *options) -> dict:
+    return call("ask", question, "--max-tokens", "3", "--json", *options, model=True).json
+
+
+def test_nothing_asked_yet(call, bank):
+    outcome = call("why")
+    assert outcome.code == 2
+    assert "nothing was asked in bank 'bank' yet" in outcome.err
+
+
+def test_the_last_answers_newest_first(call, bank):
+    first, second = ask(call), ask(call, "What is the code of the garden gate?")
+    found = call("why", "--json").json["answers"]
+    assert [answer["answer"] for answer in found] == [second["text"], first["text"]]
+    assert found[1]["recalled"] == first["recalled"], "texts are looked up in the bank"
+    assert len(call("why", "--last", "1", "--json").json["answers"]) == 1
+
+
+def test_for_people(call, bank):
+    ask(call)
+    outcome = call("why")
+    assert QUESTION in outcome.out
+    assert "94 steps" in outcome.out
+    assert "of attention" in outcome.out
+
+
+def test_the_answer_without_a_memory(call, bank, ids):
+    asked = ask(call)
+    both = call("why", "--without", ids["lighthouse.txt"], "--json").json  # the model is the one that was asked
+    assert both["question"] == QUESTION
+    assert both["answer"]["text"] == asked["text"]
+    assert both["answer"]["recalled"]
+    assert ids["lighthouse.txt"] not in [recall["id"] for recall in both["answer_without"]["recalled"]]
+    shown = call("why", "--without", ids["lighthouse.txt"])
+    assert "with all memories" in shown.out
+
+
+def test_an_unknown_id_is_refused(call, bank):
+    ask(call)
+    outcome = call("why", "--without", "0123456789abcdef")
+    assert outcome.code == 2
+    assert "0123456789abcdef" in outcome.err
+
+
+def test_namespaces_do_not_see_each_other(call, bank):
+    ask(call)
+    assert call("why", "--namespace", "other").code == 2
+
+
+def test_forgetting_scrubs_the_answers_that_repeat_it(call, bank, ids):
+    ask(call)
+    ask(call, "What is the code of the garden gate?")
+    assert call("bank", "forget", ids["lighthouse.txt"], "--yes", "--json").json["num_answers"] == 1
+    assert QUESTION not in (bank / answers.FILE).read_text()
+    (left,) = call("why", "--json").json["answers"]
+    assert left["question"] == "What is the code of the garden gate?"
