@@ -17,7 +17,7 @@ def commit() -> str:
     """The commit of this checkout, with "+changes" where its source was changed since; else the release's version."""
     top = _git("rev-parse", "--show-toplevel")
     if top and Path(top).resolve() == PACKAGE.parent.parent:
-        changed = _git("status", "--porcelain", "--", "src")
+        changed = _git("status", "--porcelain", "--", ":/src")
         return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     return f"remanence {_version('remanence')}"
 

@@ -1,0 +1,201 @@
+"""What recall costs: the same question and references for the plain model, as memories, and as text."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remanence.bank import Bank
+from remanence.bench.report import Figures, medians, result
+from remanence.data.facts import distractor_passages
+from remanence.errors import InputError
+from remanence.lm.decode import Sampling
+from remanence.lm.lm import LM
+from remanence.methods.base import Prompt
+from remanence.recall import BankRecall
+from remanence.session import Answer, Session
+from remanence.types import Hit
+
+QUESTION = "What does the survey of the Harlow lighthouse say about its lamp?"
+TOPIC = "Survey of the Harlow lighthouse, part {}: "
+NUM_OTHERS = 95
+"""Chunks about other things in the bank, so that the search has something to search."""
+WARM, DISK, COLD, TEXT, PLAIN = "memory3_warm", "memory3_disk", "memory3_cold", "retrieved_text", "plain"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`reference_tokens` of each of `num_references`; `tokens` are generated in each of `repeats`."""
+
+    tokens: int = 256
+    repeats: int = 9
+    reference_tokens: int = 128
+    num_references: int = 5
+    method: str = "memory3"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 2), ("repeats", 1), ("reference_tokens", 32)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", f"use {least} or more")
+
+
+class SameReferences:
+    """A retriever that searches, and then returns the same references whatever was generated meanwhile."""
+
+    def __init__(self, session: Session, ids: Sequence[str]) -> None:
+        self.retriever = session.retriever
+        self.hits = [Hit(chunk, 1.0) for chunk in session.bank.get(ids)]
+
+    def search(self, query: str, limit: int = 5) -> list[Hit]:
+        self.retriever.search(query, limit)
+        return self.hits[:limit]
+
+
+def references(lm: LM, options: Options) -> list[str]:
+    """Texts of exactly or just under `reference_tokens` tokens on one topic."""
+    words = iter(" ".join(distractor_passages(40 * options.num_references, options.seed)).split())
+    return [_fill(lm, TOPIC.format(i + 1), words, options.reference_tokens) for i in range(options.num_references)]
+
+
+def _fill(lm: LM, text: str, words: Iterator[str], limit: int) -> str:
+    for word in words:
+        longer = f"{text.rstrip()} {word}"
+        if lm.count_tokens(longer) > limit:
+            return text.rstrip()
+        text = longer
+    raise AssertionError("the generator gave too few words")
+
+
+def endless(lm: LM) -> LM:
+    """The same model, whose answers no token ends."""
+    same = copy.copy(lm)
+    vars(same)["eos"] = frozenset()
+    return same
+
+
+def ask(session: Session, lm: LM, retriever: Any, tokens: int, recall: bool) -> dict[str, float | int]:
+    """One answer of `tokens` tokens by the session's own path, timed from the question to each token."""
+    prompt = Prompt(tuple(lm.render([{"role": "user", "content": QUESTION}])), QUESTION)
+    begun = time.perf_counter()
+    reader = BankRecall(lm, session.method, session.bank, retriever) if recall else None
+    answer = Answer(lm, session.method, reader, [prompt], Sampling(), tokens, stop=())
+    times = [time.perf_counter() - begun for _ in answer.steps()]
+    reply = answer.replies()[0]
+    total = time.perf_counter() - begun
+    assert len(times) == reply.usage.completion_tokens == tokens
+    return {
+        "first_token_seconds": times[0],
+        "decode_tokens_per_second": (tokens - 1) / (times[-1] - times[0]),
+        "reply_seconds": total,
+        "prompt_tokens": reply.usage.prompt_tokens,
+        "memory_tokens": reply.usage.memory_tokens,
+    }
+
+
+class Stand:
+    """Two views of one bank, with and without its cache in RAM, and every system that is measured on them."""
+
+    def __init__(self, lm: LM, folder: Path, options: Options) -> None:
+        self.lm, self.options = endless(lm), options
+        self.warm = Session(self.lm, Bank.open(folder), options.method)
+        if not self.warm.method.writes_tensors:
+            raise InputError(f"method {options.method!r} keeps no memories", "use memory3")
+        self.warm.write(_others(options), warm=False)
+        receipts = [self.warm.write(text) for text in references(lm, options)]
+        self.ids = [id for receipt in receipts for id in receipt.ids]
+        if len(self.ids) != options.num_references:
+            raise InputError(
+                f"{options.reference_tokens} tokens are more than a memory of {options.method!r} holds",
+                f"use --reference-tokens {self.warm.method.reference_tokens()} or less",
+            )
+        self.disk = Session(self.lm, Bank.open(folder, ram_bytes=0), options.method)
+        self.text = Session(self.lm, self.warm.bank, TEXT)
+        self.retriever = SameReferences(self.warm, self.ids)
+        self.hits_found = {hit.chunk.id for hit in self.warm.retriever.search(QUESTION, options.num_references)}
+
+    def systems(self) -> dict[str, Callable[[], dict[str, float | int]]]:
+        """In the order in which each round measures them; cold leaves the memories written again."""
+        return {
+            PLAIN: lambda: self._ask(self.text, recall=False),
+            WARM: lambda: self._ask(self.warm),
+            TEXT: lambda: self._ask(self.text),
+            DISK: lambda: self._ask(self.disk),
+            COLD: self._cold,
+        }
+
+    def _ask(self, session: Session, recall: bool = True) -> dict[str, float | int]:
+        return ask(session, self.lm, self.retriever, self.options.tokens, recall)
+
+    def _cold(self) -> dict[str, float | int]:
+        self.warm.bank.drop_memories(self.warm.fingerprint)
+        return self._ask(self.warm)
+
+    def bytes_read(self) -> dict[str, int]:
+        """Bytes that one reading of all references takes, by system."""
+        memories = [m for m in self.warm.bank.load(self.warm.fingerprint, self.ids) if m is not None]
+        texts = sum(len(chunk.text.encode()) for chunk in self.warm.bank.get(self.ids))
+        memory = sum(memory.num_bytes for memory in memories)
+        return {PLAIN: 0, WARM: memory, TEXT: texts, DISK: memory, COLD: texts}
+
+    def close(self) -> None:
+        for session in (self.warm, self.disk):
+            session.close()
+
+
+def _others(options: Options) -> str:
+    return "\n\n".join(distractor_passages(NUM_OTHERS, options.seed + 1))
+
+
+def run(lm: LM, options: Options, on_round: Callable[[int], None] = lambda rounds: None) -> dict[str, Any]:
+    """One round that is not counted, then `repeats` rounds of all systems in turn; medians over the rounds."""
+    rounds: dict[str, list[Figures]] = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        stand = Stand(lm, Path(folder) / "bank", options)
+        try:
+            for number in range(options.repeats + 1):
+                for name, measure in stand.systems().items():
+                    figures = measure()
+                    if number:
+                        rounds.setdefault(name, []).append(figures)
+                on_round(1)
+            read = stand.bytes_read()
+            num_chunks, found = len(stand.warm.bank), len(stand.hits_found & set(stand.ids))
+            tokens = [chunk.num_tokens for chunk in stand.warm.bank.get(stand.ids)]
+        finally:
+            stand.close()
+    results = {name: {**medians(column), "recalled_bytes": read[name]} for name, column in rounds.items()}
+    conditions = {
+        "model": lm.name,
+        "method": options.method,
+        "generated_tokens": options.tokens,
+        "repeats": options.repeats,
+        "reference_tokens": statistics.mean(tokens),
+        "num_references": options.num_references,
+        "bank_chunks": num_chunks,
+        "references_found_by_search": found,
+    }
+    return result("recall", results, ratios(rounds), **conditions)
+
+
+def ratios(rounds: dict[str, list[Figures]]) -> dict[str, float]:
+    """Medians over rounds of the ratio within one round: what slows a whole round down cancels."""
+
+    def ratio(figure: str, above: str, below: str) -> float:
+        pairs = zip(rounds[above], rounds[below], strict=True)
+        return statistics.median(a[figure] / b[figure] for a, b in pairs)  # type: ignore[operator]
+
+    first, decode = "first_token_seconds", "decode_tokens_per_second"
+    return {
+        f"first_token_{TEXT}_over_{WARM}": ratio(first, TEXT, WARM),
+        f"first_token_{TEXT}_over_{DISK}": ratio(first, TEXT, DISK),
+        f"first_token_{TEXT}_over_{COLD}": ratio(first, TEXT, COLD),
+        f"decode_{WARM}_over_{PLAIN}": ratio(decode, WARM, PLAIN),
+        f"decode_{TEXT}_over_{PLAIN}": ratio(decode, TEXT, PLAIN),
+    }
