@@ -173,6 +173,8 @@ class Memory3(Method):
 
     def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
         """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
+        if self.config.refresh_tokens is None:
+            return reading
         queries = [lm.decode(row[-self.config.chunk_tokens :]) for row in rows]
         hits = [tuple(recall.hits(query, self.config.num_memories)) for query in queries]
         groups = [[Group(0, self._load(lm, recall, row))] for row in hits]
