@@ -1,0 +1,68 @@
+"""`remanence bench NAME`: what things cost on this machine, side by side in one run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from remanence.cli import options as o
+from remanence.cli.terminal import out, print_json, progress, say, table
+
+TokensOption = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to generate in each round.")]
+RepeatsOption = Annotated[int, typer.Option("--repeats", metavar="N", help="Rounds; figures are their medians.")]
+ReferenceOption = Annotated[
+    int, typer.Option("--reference-tokens", metavar="N", help="Tokens of each of the five references.")
+]
+
+app = typer.Typer(no_args_is_help=True, help="Measure what recall and the bank cost on this machine.")
+
+
+@app.command("recall")
+def recall(
+    tokens: TokensOption = 256,
+    repeats: RepeatsOption = 9,
+    reference_tokens: ReferenceOption = 128,
+    model: o.ModelOption = o.MODEL,
+    method: o.MethodOption = o.METHOD,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """The same question and references: no memory, memories (in RAM, on disk, not written yet), and text."""
+    from remanence.bench.recall import Options, run
+    from remanence.lm.lm import load
+
+    options = Options(tokens, repeats, reference_tokens, method=method, seed=seed)
+    with progress(f"Loading {model}", quiet=as_json):
+        lm = load(model)
+    with progress("Rounds", total=repeats + 1, quiet=as_json) as advance:
+        result = run(lm, options, advance)
+    show(result, as_json)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """One row per system for people, the whole object for programs."""
+    if as_json:
+        print_json(result)
+        return
+    conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["conditions"].items())
+    machine = result["machine"]
+    say(f"{result['bench']}: {conditions}")
+    say(
+        (f"{machine['cpu']}, {machine['num_threads']} of {machine['num_cores']} cores, torch {machine['torch']}", "dim")
+    )
+    names = list(dict.fromkeys(name for figures in result["results"].values() for name in figures))
+    shown = table("", *((name.replace("_", " "), {"justify": "right", "overflow": "fold"}) for name in names))
+    for system, figures in result["results"].items():
+        shown.add_row(Text(system, style="cyan"), *(_cell(figures.get(name)) for name in names))
+    out().print(shown)
+    for name, value in result["ratios"].items():
+        say(f"{name.replace('_', ' ')}: ", (f"{value:.2f}", "bold"))
+
+
+def _cell(value: float | None) -> str:
+    """Three digits that matter: 0.0213, 4.71, 1,024."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
