@@ -16,16 +16,18 @@ from remanence.lm.seam import attention_modules
 
 
 @torch.no_grad()
-def logits_in_context(model: PreTrainedModel, first_BM: Tensor, second_BT: Tensor, see_LBTM: Tensor) -> Tensor:
+def logits_in_context(
+    model: PreTrainedModel, first_BM: Tensor, second_BT: Tensor, see_LBTM: Tensor, windows: dict[int, int] | None = None
+) -> Tensor:
     """Logits of the second text after the first, where layer l's token t sees first-text token m if see_LBTM says so.
 
-    `model` must not be prepared yet.
+    `model` must not be prepared yet. `windows`: how many tokens of its own text a layer's token sees, itself included.
     """
-    assert not model.config._attn_implementation.startswith("memory|")
-    handles = [
-        module.register_forward_pre_hook(_masker(see_LBTM[layer], model.config._attn_implementation), with_kwargs=True)
-        for layer, module in attention_modules(model).items()
-    ]
+    backend, handles = model.config._attn_implementation, []
+    assert backend in ("eager", "sdpa")
+    for layer, module in attention_modules(model).items():
+        masker = _masker(see_LBTM[layer], backend, (windows or {}).get(layer))
+        handles.append(module.register_forward_pre_hook(masker, with_kwargs=True))
     both_BS = torch.cat([first_BM, second_BT], dim=1)
     positions_BS = torch.arange(both_BS.shape[1])[None]
     try:
@@ -35,9 +37,11 @@ def logits_in_context(model: PreTrainedModel, first_BM: Tensor, second_BT: Tenso
             handle.remove()
 
 
-def _masker(see_BTM: Tensor, backend: str) -> Any:
+def _masker(see_BTM: Tensor, backend: str, window: int | None) -> Any:
     B, T, M = see_BTM.shape
     mask = torch.ones(M + T, M + T, dtype=torch.bool).tril().repeat(B, 1, 1, 1)
+    if window is not None:
+        mask = mask.triu(1 - window)
     mask[:, 0, M:, :M] = see_BTM
 
     def set_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -9,10 +9,11 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from remanence.errors import UnsupportedModel
 from remanence.lm import seam
-from remanence.lm.family import LayerPrefix, capture
+from remanence.lm.family import LayerPrefix, capture, prove
 from remanence.lm.tiny import tiny_model
 from remanence.types import KV
-from tests.lm.families import build
+from tests.lm.families import backends, build
+from tests.lm.in_context import logits_in_context
 
 EXACT = 2e-5
 """float32, TinyLM: largest difference of logits, whose largest is about 3."""
@@ -115,6 +116,40 @@ def test_prefill_in_pieces_equals_one_pass(kind: str, first_step: int, backend: 
         pieces.append(output.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), one_pass, rtol=0, atol=EXACT)
     assert cache.get_seq_length() == 6  # memory never enters the cache
+
+
+@pytest.mark.parametrize("pieces", [[20], [20, *[1] * 6], [1] * 26], ids=["one pass", "steps", "steps from the first"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text", "gpt_oss"])
+def test_memory_stays_visible_behind_a_sliding_window(name: str, kind: str, pieces: list[int]) -> None:
+    """Text that left the window is gone, memory is not: it is no part of the text that slides."""
+    model = build(name, backends(name)[-1], sliding_window=16)
+    first_BM, second_BT = ids(9) % 128, ids(sum(pieces), seed=1) % 128
+    types = getattr(model.config, "layer_types", None) or ["sliding_attention"] * 3
+    windows = {layer: 16 for layer, kind_ in enumerate(types) if kind_ == "sliding_attention"}
+    assert windows
+    truth_BTV = logits_in_context(model, first_BM, second_BT, torch.ones(3, 1, second_BT.shape[1], 9).bool(), windows)
+    memory = memory_of(seam.prepare(model), first_BM)
+    cache = DynamicCache(config=model.config) if kind == "dynamic" else StaticCache(model.config, 40)
+    logits_, start = [], 0
+    for length in pieces:
+        with torch.no_grad():
+            output = model(
+                second_BT[:, start : start + length],
+                position_ids=9 + torch.arange(start, start + length)[None],
+                past_key_values=cache,
+                use_cache=True,
+                memory=memory,
+            )
+        logits_.append(output.logits)
+        start += length
+    torch.testing.assert_close(torch.cat(logits_, 1), truth_BTV, rtol=0, atol=EXACT)
+
+
+def test_a_window_shorter_than_memory_is_refused_where_it_is_proved() -> None:
+    """What a family's window hides in context, memory would show: prove says so rather than guess."""
+    with pytest.raises(UnsupportedModel, match=r"'mistral'.*logits differ"):
+        prove(seam.prepare(build("mistral", sliding_window=4)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

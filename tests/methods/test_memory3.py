@@ -9,6 +9,8 @@ from functools import cache
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -323,6 +325,14 @@ def test_ties_go_to_the_earlier_token() -> None:
     assert select(weight_BGT, real_BT, 4).tolist() == [[[0, 1, 2, 4]]]
     assert select(torch.zeros(1, 1, 6), real_BT, 3).tolist() == [[[0, 1, 2]]]
     assert select(weight_BGT, real_BT, None).tolist() == [[[0, 1, 2, 3, 4, 5]]]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 9), st.integers(0, 4))
+def test_select_is_the_oracles_choice(weights: list[int], kept: int, num_padding: int) -> None:
+    weight_BGT = torch.tensor([[[*map(float, weights), *[-math.inf] * num_padding]]])
+    real_BT = torch.tensor([[True] * len(weights) + [False] * num_padding])
+    chosen = oracle.heaviest(weights, kept)
+    assert select(weight_BGT, real_BT, kept).tolist() == [[chosen + [-1] * (kept - len(chosen))]]
 
 
 def test_fewer_tokens_than_slots_leave_slots_empty() -> None:
