@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remanence.types import Reply
@@ -38,7 +38,7 @@ class Answer:
     seed: int
     question: str
     answer: str
-    options: dict[str, float]
+    options: dict[str, Any]
     recalled: tuple[Recalled, ...]
 
     @classmethod

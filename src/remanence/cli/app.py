@@ -1,4 +1,4 @@
-"""Every verb of the command line in the order of a first day; a verb's file is imported when it runs."""
+"""Every verb of the command line; what a verb needs is imported when it runs, so that help is quick."""
 
 from __future__ import annotations
 
