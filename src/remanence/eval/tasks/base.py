@@ -29,7 +29,7 @@ class Exam:
 
 
 class Task(ABC):
-    """A frozen dataclass of settings; its fields, whose metadata has a "help", are the options of `remanence eval NAME`."""
+    """A frozen dataclass of settings; its fields (metadata: "help") are the options of `remanence eval NAME`."""
 
     name: ClassVar[str]
     headline: ClassVar[str]
