@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,25 @@ FILE = "meta.json"
 OURS = {FILE, "bank.lock", "sums.txt"}
 
 
+STOP_WORDS = (
+    "a an and are as at be but by did do does for had has have he her his how i if in into is it its me my not of on"
+    " or our she so such that the their them then there these they this to was we were what when where which who whom"
+    " why will with would you your"
+)
+
+
 @dataclass(frozen=True)
 class TextIndex:
-    """How BM25 sees words. "icu/split" also cuts Chinese, Japanese and Thai into words."""
+    """How BM25 sees words. "icu/split" also cuts Chinese, Japanese and Thai into words.
+
+    `stop_words` are not searched for. (Lance's own list for this tokenizer holds all digits and
+    single Chinese words: "room 7" would be "room".)
+    """
 
     tokenizer: str = "icu/split"
     language: str = "English"
     stem: bool = True
-    stop_words: bool = True
+    stop_words: str = STOP_WORDS
 
 
 @dataclass
@@ -102,10 +113,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def new_meta(folder: Path, text_index: TextIndex | None) -> Meta:
-    """For a bank that is about to be made; InputError where `folder` already holds something else."""
-    others = [name for name in os.listdir(folder) if name not in OURS and not name.startswith(".")]
-    if others:
+def check_empty(folder: Path) -> None:
+    """InputError where a new bank would land among other files."""
+    others = sorted(name for name in os.listdir(folder) if name not in OURS and not name.startswith("."))
+    if others and FILE not in os.listdir(folder):
         problem = f"{str(folder)!r} is not a bank: it has no {FILE}, but holds {others[0]!r}"
         raise InputError(problem, "give a new or empty folder, or the folder of a bank")
-    return replace(Meta(text_index or TextIndex()))

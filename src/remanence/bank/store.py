@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from remanence.bank.guard import guard
 from remanence.bank.lock import writer_lock
-from remanence.bank.meta import Meta, TextIndex, new_meta, read_meta, write_meta
+from remanence.bank.meta import Meta, TextIndex, check_empty, read_meta, write_meta
 from remanence.bank.rows import CHUNKS, USAGE
 from remanence.bank.seal import Seal
 from remanence.errors import BankCorrupted, BankError, InputError
@@ -67,8 +67,9 @@ class Store:
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"bank {self.name!r} is a file", "give a folder")
             self.folder.mkdir(parents=True, exist_ok=True)
+            check_empty(self.folder)
             with writer_lock(self.folder / "bank.lock", self.lock_seconds):
-                meta = read_meta(self.folder) or new_meta(self.folder, text_index)
+                meta = read_meta(self.folder) or Meta(text_index or TextIndex())
                 write_meta(self.folder, meta)
         return meta
 
@@ -181,8 +182,15 @@ class Store:
         wanted: dict[str, Any] = {} if name == USAGE_TABLE else {"id": BTree(), "namespace": Bitmap()}
         if name == CHUNKS_TABLE:
             text = self.meta.text_index
-            words = {"language": text.language, "stem": text.stem, "remove_stop_words": text.stop_words}
-            wanted["text"] = FTS(base_tokenizer=text.tokenizer, with_position=False, **words)
+            stop = text.stop_words.split()
+            wanted["text"] = FTS(
+                base_tokenizer=text.tokenizer,
+                language=text.language,
+                stem=text.stem,
+                remove_stop_words=bool(stop),
+                custom_stop_words=stop or None,
+                with_position=False,
+            )
             wanted |= {"expires": BTree(), "hidden_until": BTree(), "supersedes": BTree()}
         if "vector" in table.schema.names and table.count_rows() >= MIN_ROWS_FOR_VECTOR_INDEX:
             wanted["vector"] = IvfSq(distance_type="cosine")
