@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import sys
 
+import pytest
+
 QUESTION = "How many steps does the lighthouse of Skerry Point have?"
 
 
@@ -47,7 +49,22 @@ def test_a_question_from_standard_input(call, bank, monkeypatch):
 
 def test_an_empty_question_is_refused(call, bank):
     outcome = call("ask", " ", model=True)
-    assert (outcome.code, outcome.err) == (2, "error: the question is empty -> ask a question of at least one word\n")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "'the question' holds only white space" in outcome.err
+
+
+@pytest.mark.parametrize(("data", "said"), [(b"caf\xe9?", "not UTF-8"), (b"", "is empty"), (b"a\0b", "binary")])
+def test_an_unusable_question_from_standard_input(call, bank, monkeypatch, data, said):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    outcome = call("ask", model=True)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
+def test_a_question_of_broken_bytes_on_the_command_line(call, bank):
+    outcome = call("ask", "caf\udce9?", model=True)
+    assert outcome.code == 2
+    assert "lone surrogate" in outcome.err
 
 
 def test_a_question_longer_than_the_context_is_refused(call, bank):

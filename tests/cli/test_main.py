@@ -57,7 +57,7 @@ def test_the_command_is_installed_and_prints_its_version():
         (["bank", "list", "--limit", "many"], "Invalid value for '--limit'"),
         (["why"], "bank 'bank' does not exist -> fill one with `remanence write PATH --bank bank`"),
         (["ask", "x", "--model", "no/such-model", "--bank", "."], "no/such-model"),
-        (["ask", ""], "bank 'bank' does not exist"),
+        (["ask", ""], "'the question' is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(call, monkeypatch, arguments, said):

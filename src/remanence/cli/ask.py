@@ -15,8 +15,9 @@ from rich.text import Text
 from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
-from remanence.cli.terminal import clean, err, one_line, print_json, say
+from remanence.cli.terminal import clean, err, one_line, print_json, read_input, say
 from remanence.errors import InputError
+from remanence.text.decode import check_text
 
 if TYPE_CHECKING:
     from remanence.session import Session
@@ -63,10 +64,10 @@ def ask(
 
 def _question(given: str | None) -> str:
     if given not in (None, "-"):
-        return given or ""
+        return check_text(given or "", "the question")
     if sys.stdin.isatty():
         raise InputError("there is no question", 'type it: remanence ask "Who keeps the lighthouse?"')
-    return sys.stdin.read()
+    return check_text(read_input(), "the question")
 
 
 def answer(session: Session, prompt: Any, show: Any = None, **chosen: Any) -> Reply:

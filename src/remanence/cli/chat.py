@@ -58,6 +58,8 @@ def chat(
 
 def _lines(as_json: bool) -> Iterator[str]:
     """Messages without their line ends, until the end of input."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # a wrong byte costs a character, not the conversation
     while True:
         if sys.stdin.isatty() and not as_json:
             err().print(Text("you> ", style="bold green"), end="")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 16
 """Longer than the longest expected answer."""
+WIDEST = 130
+"""Columns of the table on a wide terminal."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,24 @@ def normalized(text: str) -> str:
 def _show(result: dict[str, Any], model: str, bank: Path | None) -> None:
     rows, written = result["questions"], result["written"]
     say(f"{model} read {written['documents']} short documents and keeps {written['memories']} memories of them.\n")
-    shown = table("", "question", "with memory", "recalled from", "without memory")
+    short = {"no_wrap": True, "overflow": "ellipsis"}
+    columns = [
+        ("question", 10, {}),
+        ("with memory", 6, short),
+        ("source", 5, short),
+        ("without memory", 5, short),
+    ]
+    shown = table("", *((name, {"ratio": ratio, **more}) for name, ratio, more in columns))
+    shown.expand, shown.width = True, min(out().width, WIDEST)
     for row in rows:
         mark = Text("✓", style="bold green") if row["correct"] else Text("✗", style="bold red")
         sources = [Path(recall["source"]).name for recall in row["recalled"][:1]]
         shown.add_row(
             mark,
             Text(row["question"]),
-            Text(one_line(row["answer"], 40), style="green" if row["correct"] else "red"),
-            Text(one_line(sources[0], 30) if sources else "nothing", style="cyan"),
-            Text(one_line(row["answer_without_memory"], 40), style="dim"),
+            Text(one_line(row["answer"]), style="green" if row["correct"] else "red"),
+            Text(one_line(sources[0]) if sources else "nothing", style="cyan"),
+            Text(one_line(row["answer_without_memory"]), style="dim"),
         )
     out().print(shown)
     right, plain = (sum(row[key] for row in rows) for key in ("correct", "correct_without_memory"))

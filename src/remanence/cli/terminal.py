@@ -82,6 +82,15 @@ def table(*columns: str | tuple[str, dict[str, Any]], title: str | None = None) 
     return made
 
 
+def read_input() -> str:
+    """Standard input as text; InputError where it is not UTF-8."""
+    if not hasattr(sys.stdin, "buffer"):
+        return sys.stdin.read()
+    from remanence.text.decode import decode
+
+    return decode(sys.stdin.buffer.read(), "stdin")
+
+
 def confirm(question: str, yes: bool) -> None:
     """Returns if the person agrees; leaves the command if not. Nobody to ask and no --yes: InputError."""
     if yes:
@@ -104,8 +113,13 @@ def progress(label: str, total: int | None = None, quiet: bool = False) -> Itera
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    middle = [BarColumn(), MofNCompleteColumn()] if total is not None else [TextColumn("{task.completed}")]
+    middle = [BarColumn(), MofNCompleteColumn()] if total is not None else [TextColumn("{task.fields[done]}")]
     columns = [SpinnerColumn(), TextColumn("{task.description}"), *middle, TimeElapsedColumn()]
     with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        task = bar.add_task(label, total=total, done="")
+
+        def advance(steps: int) -> None:
+            bar.advance(task, steps)
+            bar.update(task, done=f"{bar.tasks[0].completed:,.0f}")
+
+        yield advance
