@@ -5,7 +5,7 @@ import pytest
 from remanence.errors import InputError
 from remanence.text.retrieve import Retriever, Threshold, fuse
 
-from .fake_bank import ColourEmbedder, FakeBank
+from .colours import ColourEmbedder, bank_of
 
 TEXTS = (
     "The tower of Port Ellery has 94 steps.",
@@ -20,7 +20,7 @@ def search(query: str, limit: int = 5, **options) -> list[str]:
 
 
 def retriever(embedder=None, **options) -> Retriever:
-    found = Retriever(FakeBank(*TEXTS), embedder, **options)
+    found = Retriever(bank_of(*TEXTS), embedder, **options)
     found.update()
     return found
 
@@ -71,7 +71,7 @@ def test_rank_fusion_prefers_what_both_searches_found():
 
 
 def test_coverage_orders_what_bm25_proposes():
-    bank = FakeBank(
+    bank = bank_of(
         "Petra has a dog, a dog, a dog and a boat.", "Petra Voss has a boat.", "Anna Voss saw Petra on a boat."
     )
     hits = Retriever(bank).search("Which boat does Petra Voss have?")
@@ -79,11 +79,28 @@ def test_coverage_orders_what_bm25_proposes():
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+CHINESE = ("阿达的柜子密码是4417，柜子在二楼。", "灯塔建于一九一二年，有九十四级台阶。", "今天的天气很好，我们去散步。")
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [("阿达的柜子密码是多少？", CHINESE[:1]), ("灯塔有几级台阶？", CHINESE[1:2]), ("首都在哪里？", ())],
+)
+def test_chinese_questions(question, found):
+    assert [hit.chunk.text for hit in Retriever(bank_of(*CHINESE)).search(question)] == list(found)
+
+
+def test_other_forms_and_accents_are_found():
+    bank = bank_of("Ada moved to Paris.", "Zoë's café opens at 6:30.")
+    assert Retriever(bank).search("When did Ada move?")[0].chunk.text == "Ada moved to Paris."
+    assert Retriever(bank).search("When does ZOE's cafe open?")[0].chunk.text == "Zoë's café opens at 6:30."
+
+
 def test_update_embeds_each_chunk_once():
-    found = Retriever(FakeBank(*TEXTS), ColourEmbedder())
+    found = Retriever(bank_of(*TEXTS), ColourEmbedder())
     assert found.update() == len(TEXTS)
     assert found.update() == 0
-    assert Retriever(FakeBank(*TEXTS)).update() == 0
+    assert Retriever(bank_of(*TEXTS)).update() == 0
 
 
 def test_wrong_arguments():
