@@ -10,26 +10,27 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="nano")] = "nano",
-    stage: Annotated[str, typer.Option(help="warmup, continual or all")] = "all",
+    stage: Annotated[str, typer.Option(help="warmup, continual, control, export, or all")] = "all",
     data: Annotated[Path | None, typer.Option(help="folder with squad_passages, babi, classic_books")] = None,
     out: Annotated[Path, typer.Option(help="folder of logs and checkpoints")] = Path("runs/nano"),
     steps: Annotated[int | None, typer.Option(help="stop after so many steps of the stage")] = None,
     resume: Annotated[bool, typer.Option(help="continue from the last checkpoint")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
 ) -> None:
-    """Train a bundled model: first with passages as text, then with memory."""
+    """Train a bundled model: first with passages as text, then with memory; then its search head."""
     import torch
 
-    from remanence.train import loop
+    from remanence.errors import InputError
     from remanence.train.recipes.nano import Recipe
-    from remanence.train.start import start_run
+    from remanence.train.start import STAGES, run_stage, start_run
 
+    if recipe != "nano":
+        raise InputError(f"no recipe is called {recipe!r}", "use nano")
+    if stage not in (*STAGES, "all"):
+        raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
-    chosen = Recipe()
-    run = start_run(chosen, data, out)
-    if resume:
-        loop.resume(run, "warmup")
-    loop.warm_up(run, steps or sum(phase.num_steps for phase in chosen.warmup))
+    for one in ("warmup", "continual", "export") if stage == "all" else (stage,):
+        run_stage(start_run(Recipe(), data, out), one, steps, resume and (out / one).exists())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 import torch
@@ -70,7 +71,7 @@ def drill_kinds(ids: list[int]) -> list[int]:
     """A token is an answer where the pair that it closes was seen before, else nothing."""
     seen: set[tuple[int, int]] = set()
     kinds = [0]
-    for pair in zip(ids, ids[1:], strict=False):
+    for pair in pairwise(ids):
         kinds.append(ANSWER if pair in seen else 0)
         seen.add(pair)
     return kinds

@@ -128,9 +128,15 @@ def save(run: Run, stage: str) -> None:
     checkpoint.save(run.folder / stage, checkpoint.Checkpoint(weights, run.optimizer.state(), progress))
 
 
-def resume(run: Run, stage: str) -> None:
-    """Continues where the checkpoint of `stage` stood."""
+def load_weights(run: Run, stage: str) -> checkpoint.Checkpoint:
+    """The weights that a stage ended with, without its optimizer and its count of steps."""
     found = checkpoint.load(run.folder / stage)
     run.model.load_state_dict(found.weights, strict=False)
+    return found
+
+
+def resume(run: Run, stage: str) -> None:
+    """Continues where the checkpoint of `stage` stood."""
+    found = load_weights(run, stage)
     run.optimizer.load(found.optimizer)
     run.step, run.seconds, run.tokens = (found.progress[name] for name in ("step", "seconds", "tokens"))

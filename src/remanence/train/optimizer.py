@@ -32,7 +32,7 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """`part/parameter/entry` -> tensor."""
-        return {name: tensor for name, tensor in self._entries()}
+        return dict(self._entries())
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         for i, part in enumerate(self.parts):

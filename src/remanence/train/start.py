@@ -8,13 +8,19 @@ from random import Random
 
 from transformers import PreTrainedTokenizerFast
 
+from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_corpora
-from remanence.train.loop import Run
+from remanence.train.export import export
+from remanence.train.loop import Run, load_weights, resume, warm_up
+from remanence.train.memory import continual, reading_model
 from remanence.train.model import build_model
 from remanence.train.optimizer import Optimizer
 from remanence.train.recipes.nano import Recipe
+from remanence.train.retrieval import HeadRecipe, train_head
 from remanence.train.rows import Encoder
 from remanence.train.tokenizer import generator_texts, train_tokenizer
+
+STAGES = ("warmup", "continual", "control", "export")
 
 
 def start_run(recipe: Recipe, data: Path | None, folder: Path) -> Run:
@@ -23,7 +29,37 @@ def start_run(recipe: Recipe, data: Path | None, folder: Path) -> Run:
     corpora = load_corpora(data)
     encoder = Encoder(load_or_train_tokenizer(recipe, corpora, folder / "tokenizer"))
     model = build_model(recipe.shape, recipe.seed)
+    start_with_copying(model, recipe.seed)
     return Run(recipe, model, Optimizer(model, recipe), encoder, corpora, folder)
+
+
+def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
+    """One of STAGES from its beginning, or with `again` from its last checkpoint.
+
+    `steps` None: as many as the recipe's phases have. "control" is what "continual" is measured against: as many
+    steps, all without memory. "export" trains the search head and writes `folder/export`.
+    """
+    if stage == "export":
+        finish(run)
+        return
+    phases = run.recipe.warmup if stage == "warmup" else run.recipe.continual
+    num_steps = steps or sum(phase.num_steps for phase in phases)
+    if again:
+        resume(run, stage)
+    elif stage != "warmup":
+        load_weights(run, "warmup")
+    if stage == "warmup":
+        warm_up(run, num_steps)
+    else:
+        continual(run, num_steps, stage)
+
+
+def finish(run: Run, head: HeadRecipe | None = None) -> None:
+    """Trains the search head on the weights of the continual stage and writes `folder/export`."""
+    load_weights(run, "continual")
+    found = train_head(reading_model(run), head or HeadRecipe(), run.corpora, run.recipe.seed)
+    run.log({"stage": "head", "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})
+    export(run.folder / "export", run.recipe.shape, run.model.state_dict(), run.encoder.tokenizer, found)
 
 
 def load_or_train_tokenizer(recipe: Recipe, corpora: Corpora, folder: Path) -> PreTrainedTokenizerFast:

@@ -24,7 +24,8 @@ class Phase:
 
     `num_steps` is its length; `tokens` the row length; `facts` the most facts of one passage. The shares of
     a row's kind (`drill`: random tokens to copy; `books`, `squad`, `babi`) leave the rest to the generator.
-    `slots` (with memory only): tokens kept per KV head, None keeps all.
+    With memory, `slots` is the number of tokens kept per KV head (None keeps all), and `plain_tokens` the
+    length of the rows that still have their passages as text.
     """
 
     num_steps: int
@@ -37,14 +38,21 @@ class Phase:
     squad: float = 0.0
     babi: float = 0.0
     slots: int | None = None
+    plain_tokens: int = 0
 
 
 WARMUP = (
-    Phase(400, 24, 112, (1, 1), 2, drill=0.5),
-    Phase(800, 24, 112, (1, 1), 3, drill=0.15),
-    Phase(900, 20, 160, (1, 2), 3, drill=0.06),
-    Phase(1000, 16, 224, (2, 3), 4, drill=0.04, books=0.03, squad=0.04, babi=0.02),
-    Phase(9000, 12, 320, (3, 5), 4, drill=0.03, books=0.04, squad=0.08, babi=0.03),
+    Phase(250, 24, 112, (1, 1), 2, drill=0.15),
+    Phase(350, 24, 112, (1, 1), 3, drill=0.08),
+    Phase(400, 18, 160, (1, 2), 3, drill=0.05, squad=0.03),
+    Phase(500, 14, 224, (2, 3), 4, drill=0.04, books=0.03, squad=0.06, babi=0.02),
+    Phase(9000, 10, 320, (3, 5), 4, drill=0.03, books=0.04, squad=0.08, babi=0.03),
+)
+
+CONTINUAL = (
+    Phase(300, 12, 192, (1, 5), 4, squad=0.08, babi=0.03, slots=None, plain_tokens=320),
+    Phase(300, 12, 192, (3, 5), 4, squad=0.08, babi=0.03, slots=16, plain_tokens=320),
+    Phase(3000, 12, 192, (3, 5), 4, squad=0.08, babi=0.03, slots=8, plain_tokens=320),
 )
 
 
@@ -55,10 +63,13 @@ class Recipe:
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
     warmup: tuple[Phase, ...] = WARMUP
+    continual: tuple[Phase, ...] = CONTINUAL
+    plain_every: int = 4
+    continual_lr: float = 0.5
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
-    matrix_lr: float = 3e-3
-    other_lr: float = 3e-3
+    matrix_lr: float = 2e-3
+    other_lr: float = 1e-3
     warmup_steps: int = 100
     decay_share: float = 0.3
     text_weight: float = 0.1

@@ -1,0 +1,39 @@
+"""Writes a trained model as a folder that Hugging Face and remanence load: bf16 weights, tokenizer, search head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from remanence.train.model import build_model
+from remanence.train.recipes.nano import Shape
+from remanence.train.retrieval import Head
+
+
+def export(
+    folder: Path, shape: Shape, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, head: Head | None
+) -> None:
+    """Overwrites the files of `folder` that it writes and leaves others (a README) alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build_model(shape, 0)
+    model.load_state_dict(weights, strict=False)
+    model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, stop_strings=["\n"], do_sample=False
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if head is not None:
+        save_file({"weight": head.weight_EC.contiguous()}, folder / "embedder.safetensors")
+        about = {
+            "layer": head.layer,
+            "dim": len(head.weight_EC),
+            "recall_at_1": head.recall1,
+            "recall_at_5": head.recall5,
+        }
+        (folder / "embedder.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

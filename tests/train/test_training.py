@@ -1,0 +1,156 @@
+"""A tiny run of both stages: it learns, it resumes bit for bit, and its checkpoints survive a crash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import remanence.lm.lm as lm_module
+from remanence.errors import InputError
+from remanence.train import checkpoint, loop, memory
+from remanence.train.corpora import Corpora
+from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
+from remanence.train.recipes.nano import Phase, Recipe, Shape
+from remanence.train.retrieval import HeadRecipe
+from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
+
+SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)
+TINY = Recipe(
+    shape=SHAPE,
+    warmup=(Phase(6, 4, 96, (1, 1), 1, drill=0.3), Phase(6, 4, 128, (1, 2), 2)),
+    continual=(Phase(4, 3, 64, (1, 2), 1, slots=None, plain_tokens=96), Phase(4, 3, 64, (2, 2), 2, slots=4)),
+    tokenizer_groups=40,
+    warmup_steps=2,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a trained tokenizer, to be copied from."""
+    folder = tmp_path_factory.mktemp("run")
+    load_or_train_tokenizer(TINY, Corpora(), folder / "tokenizer")
+    return folder
+
+
+def start(folder: Path, place: Path, recipe: Recipe = TINY) -> loop.Run:
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "tokenizer").exists():
+        (place / "tokenizer").symlink_to(folder / "tokenizer")
+    run = start_run(recipe, None, place)
+    run.log_every, run.eval_every, run.save_seconds = 2, 100, 1e9
+    return run
+
+
+def weights(run: loop.Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def test_ten_steps_lower_the_loss(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = replace(TINY, warmup=(Phase(12, 4, 96, (1, 1), 1),), other_lr=1e-2)
+    run = start(folder, tmp_path / "a", recipe)
+    loop.warm_up(run, 12)
+    log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss_text"] < log[0]["loss_text"] - 0.2
+    assert log[-1]["step"] == 12
+    assert log[0]["stage"] == "warmup"
+
+
+def test_resume_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
+    whole, first = start(folder, tmp_path / "whole"), start(folder, tmp_path / "parts")
+    loop.warm_up(whole, 8)
+    loop.warm_up(first, 5)
+    second = start(folder, tmp_path / "parts")
+    loop.resume(second, "warmup")
+    assert second.step == 5
+    loop.warm_up(second, 8)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+@pytest.fixture
+def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of random tiny weights proves nothing; `prove` has its own tests."""
+    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)
+
+
+@pytest.mark.usefixtures("_unproven")
+def test_continual_stage_follows_and_resumes(folder: Path, tmp_path: Path) -> None:
+    run_stage(start(folder, tmp_path / "a"), "warmup", 3, False)
+    before = checkpoint.load(tmp_path / "a" / "warmup").weights
+    whole = start(folder, tmp_path / "a")
+    run_stage(whole, "continual", 6, False)
+    part = start(folder, tmp_path / "a")
+    assert checkpoint.load(tmp_path / "a" / "continual").progress["step"] == 6
+    changed = [name for name, tensor in before.items() if not torch.equal(tensor, whole.model.state_dict()[name])]
+    assert len(changed) > len(before) // 2
+    run_stage(part, "continual", 6, True)
+    assert all(torch.equal(tensor, part.model.state_dict()[name]) for name, tensor in weights(whole).items())
+
+
+@pytest.mark.usefixtures("_unproven")
+def test_gradients_reach_the_writing(folder: Path, tmp_path: Path) -> None:
+    run = start(folder, tmp_path / "a")
+    lm = memory.reading_model(run)
+    batch = memory.memory_batch(run, TINY.continual[1], "x")
+    words = [torch.tensor(ids) for row in batch.references for ids in row]
+    memory.memory_losses(run, lm, memory.configured(lm, 4), batch).total.backward()
+    gradient = run.model.model.embed_tokens.weight.grad
+    assert gradient is not None
+    key = run.model.model.layers[0].self_attn.k_proj.weight.grad
+    assert key is not None
+    assert float(key.abs().sum()) > 0
+    assert len(words) == 6
+
+
+@pytest.mark.usefixtures("_unproven")
+def test_export_is_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
+    run_stage(start(folder, tmp_path / "a"), "warmup", 2, False)
+    run_stage(start(folder, tmp_path / "a"), "continual", 2, False)
+    run = start(folder, tmp_path / "a")
+    finish(run, HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=5, batch=8))
+    lm = lm_module.load(tmp_path / "a" / "export")
+    assert lm.embedder is not None
+    assert lm.embedder.embed(["one", "two"]).shape == (2, 8)
+    assert lm.stop == ("\n",)
+    rendered = lm.render([{"role": "user", "content": "Who?"}])
+    assert lm.tokenizer.decode(rendered) == "<s>Question: Who?\nAnswer:"
+    for text in ("Mara plays\n the cello, 24,571 times — ünïcode 测试.", "", " x", "12345"):
+        assert lm.decode(lm.encode(text)) == text
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = checkpoint.Checkpoint({"w": torch.ones(2)}, {"o": torch.zeros(1)}, {"step": 1})
+    checkpoint.save(tmp_path / "c", one)
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda file: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path / "c", replace(one, progress={"step": 2}))
+    assert checkpoint.load(tmp_path / "c").progress == {"step": 1}
+    (tmp_path / "c").rename(tmp_path / "c.old")
+    assert checkpoint.load(tmp_path / "c").progress == {"step": 1}
+
+
+def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "c")
+    checkpoint.save(tmp_path / "c", checkpoint.Checkpoint({"w": torch.ones(2)}, {}, {}))
+    (tmp_path / "c" / "weights.safetensors").write_bytes(b"xx")
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_losses_and_exact_answers_by_hand() -> None:
+    ids_BT = torch.tensor([[3, 4, 5, 6, 7, 8, 9]])
+    kind_BT = torch.tensor([[0, TEXT, TEXT, ANSWER, ANSWER, TEXT, ANSWER]], dtype=torch.int8)
+    index_N = targets(kind_BT, 10**6, shift=1)
+    assert index_N.tolist() == [2, 3, 5]
+    logits_NV = torch.zeros(3, 10)
+    logits_NV[0, 6] = logits_NV[1, 7] = 9.0
+    token, whole = exact_answers(logits_NV, index_N, ids_BT, kind_BT)
+    assert (round(token, 3), whole) == (0.667, 0.5)
+    found = answer_losses(logits_NV, index_N, ids_BT, kind_BT, 0.1)
+    assert float(found.answer) == pytest.approx(torch.tensor(10.0).log().item() / 3, abs=1e-2)
+    assert float(found.text) == 0.0
