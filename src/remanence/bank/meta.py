@@ -116,6 +116,9 @@ def sync_folder(folder: Path) -> None:
 def check_empty(folder: Path) -> None:
     """InputError where a new bank would land among other files."""
     others = sorted(name for name in os.listdir(folder) if name not in OURS and not name.startswith("."))
+    if "chunks.lance" in others and FILE not in os.listdir(folder):
+        problem = f"bank {str(folder)!r} has lost its {FILE}"
+        raise BankCorrupted(problem, "restore it from a copy of the bank; the tables beside it are not touched")
     if others and FILE not in os.listdir(folder):
         problem = f"{str(folder)!r} is not a bank: it has no {FILE}, but holds {others[0]!r}"
         raise InputError(problem, "give a new or empty folder, or the folder of a bank")

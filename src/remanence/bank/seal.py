@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from remanence.bank.meta import sync_folder, write_whole
 
 FILE = "sums.txt"
 MUTABLE = ("latest_version_hint.json",)
+HINTS = f"*/_versions/{MUTABLE[0]}"
+LAST_VERSION = 2**64 - 1
+"""Lance names the manifest of version n after this number less n."""
 CLEANUP = "cleanup"
 BLOCK_BYTES = 1 << 20
 Sum = tuple[str, int]
@@ -130,7 +134,17 @@ class Seal:
                 continue
             if changed:
                 found.append(f"{name}: is not what was written")
-        return found
+        return found + [f"{path}: is not what was written" for path in self.root.glob(HINTS) if not _hint_holds(path)]
+
+
+def _hint_holds(path: Path) -> bool:
+    """The one file that Lance rewrites names the newest version, or an older one after a crash: Lance looks further."""
+    newest = max((LAST_VERSION - int(name.stem) for name in path.parent.glob("*.manifest")), default=0)
+    try:
+        content = json.loads(path.read_bytes())
+        return content.keys() == {"version"} and 0 < content["version"] <= newest
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def _line(digest: str, size: int, name: str) -> bytes:

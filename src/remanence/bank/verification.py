@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow as pa
 from remanence.bank.codec import largest_difference
 from remanence.bank.compact import orphans
 from remanence.bank.draft import content_hash
+from remanence.bank.guard import guard
 from remanence.bank.listing import live_ids
 from remanence.bank.reports import VerifyReport
 from remanence.bank.rows import row_from_dict
@@ -42,8 +44,8 @@ def verify(
     try:
         num_chunks = _check_rows(bank, CHUNKS_TABLE, _chunk_problem, problems)
         for entry in store.meta.of_kind("memories").values():
-            name, fingerprint = memories_table(entry["fingerprint"]), entry["fingerprint"]
-            num_memories += _check_rows(bank, name, lambda row, f=fingerprint: _memory_problem(row, f), problems)
+            check = partial(_memory_problem, fingerprint=entry["fingerprint"])
+            num_memories += _check_rows(bank, memories_table(entry["fingerprint"]), check, problems)
         num_vectors = sum(_count(bank, name) for name in store.meta.of_kind("vectors"))
         problems += [f"{name}: {len(ids)} rows have no chunk" for name, ids in orphans(bank._scope).items()]
         if recompute and not problems:
@@ -74,7 +76,8 @@ def _check_rows(bank: Bank, name: str, problem: Callable[[dict[str, Any]], str |
 
 def _batches(store: Store, name: str, where: str) -> Iterator[pa.RecordBatch]:
     reader = store.read(name, lambda table: table.search().where(where).to_batches(batch_size=BATCH_ROWS), None)
-    yield from reader if reader is not None else ()
+    with guard(store.name):
+        yield from reader if reader is not None else ()
 
 
 def _chunk_problem(columns: dict[str, Any]) -> str | None:
