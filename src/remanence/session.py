@@ -27,9 +27,12 @@ COMMIT_CHUNKS = 128
 class Text(Protocol):
     """What a session can write: `remanence.text.documents.Document`, or anything of its shape."""
 
-    text: str
-    source: str
-    metadata: Mapping[str, str]
+    @property
+    def text(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
