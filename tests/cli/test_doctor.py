@@ -21,8 +21,7 @@ def test_all_is_well(call, bank):
     assert "ok   memory test" in call("doctor", model=True).out
 
 
-def test_a_model_that_is_not_there(call, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_a_model_that_is_not_there(call):
     outcome = call("doctor", "--model", "no/such-model", "--json")
     assert outcome.code == 1
     assert states(outcome)["model"] == "bad"

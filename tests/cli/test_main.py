@@ -10,7 +10,7 @@ from remanence import cli
 from remanence.cli.app import app
 from remanence.errors import BankBusy
 
-VERBS = ["demo", "write", "ask", "chat", "why", "bank", "doctor"]
+VERBS = ["demo", "write", "ask", "chat", "why", "bank", "doctor", "train", "eval", "bench"]
 COMMON = {"--bank", "--namespace", "--json"}
 WITH_MODEL = {"--model", "--method"}
 
@@ -60,8 +60,7 @@ def test_the_command_is_installed_and_prints_its_version():
         (["ask", ""], "'the question' is empty"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(call, monkeypatch, arguments, said):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as `remanence` sets it at its start
+def test_bad_input_is_one_line_and_exit_code_2(call, arguments, said):
     outcome = call(*arguments)
     assert outcome.code == 2
     assert outcome.out == ""

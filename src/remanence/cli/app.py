@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
 
-from remanence.cli import ask, bank, chat, demo, doctor, why, write
+from remanence.cli import ask, bank, bench, chat, demo, doctor, eval, train, why, write
 
 EPILOG = (
     "Exit codes: 0 all well; 1 something is wrong (doctor, verify) or a bug; 2 the input cannot be used; 130 Ctrl-C."
 )
-LATER = ("eval", "bench", "train")
-"""A file of this folder each, attached where it is there: its `app`, or its function of the verb's name."""
 
 
 app = typer.Typer(
@@ -52,11 +49,6 @@ app.command("chat")(chat.chat)
 app.command("why")(why.why)
 app.add_typer(bank.app, name="bank")
 app.command("doctor")(doctor.doctor)
-
-for verb in LATER:
-    if importlib.util.find_spec(f"remanence.cli.{verb}"):
-        module = importlib.import_module(f"remanence.cli.{verb}")
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=verb)
-        else:
-            app.command(verb)(getattr(module, verb))
+app.command("train")(train.train)
+app.add_typer(eval.app, name="eval")
+app.add_typer(bench.app, name="bench")
