@@ -96,6 +96,27 @@ def test_other_forms_and_accents_are_found():
     assert Retriever(bank).search("When does ZOE's cafe open?")[0].chunk.text == "Zoë's café opens at 6:30."
 
 
+def test_what_is_forgotten_between_search_and_look_up_is_left_out(monkeypatch):
+    bank = bank_of(*TEXTS)
+    search_text = bank.search_text
+
+    def search_then_forget(query, limit):
+        found = search_text(query, limit)
+        bank.forget([found[0][0]])
+        return found
+
+    monkeypatch.setattr(bank, "search_text", search_then_forget)
+    hits = Retriever(bank).search("How many steps has the tower of Port Ellery?")
+    assert [hit.chunk.text for hit in hits] == [TEXTS[1]]
+
+
+def test_an_embedder_may_bring_its_own_threshold():
+    embedder = ColourEmbedder()
+    embedder.min_cosine = 0.25
+    assert "cosine by colours >= 0.25" in retriever(embedder).describe()
+    assert "cosine by colours >= 0.9" in retriever(embedder, threshold=Threshold(cosine=0.9)).describe()
+
+
 def test_update_embeds_each_chunk_once():
     found = Retriever(bank_of(*TEXTS), ColourEmbedder())
     assert found.update() == len(TEXTS)

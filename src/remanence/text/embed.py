@@ -11,7 +11,10 @@ from remanence.errors import InputError, MissingExtra
 
 
 class Embedder(Protocol):
-    """What dense search needs; a language model that ships with a projection head brings its own."""
+    """What dense search needs; a language model that ships with a projection head brings its own.
+
+    It may have a float `min_cosine`: from which similarity on a text is about a question.
+    """
 
     @property
     def name(self) -> str:

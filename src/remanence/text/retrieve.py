@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from remanence.errors import InputError
+from remanence.errors import InputError, UnknownChunk
 from remanence.text.embed import Embedder
 from remanence.text.words import content_words, coverage
 from remanence.types import Chunk, Hit
@@ -20,6 +21,7 @@ POOL_PER_HIT = 4
 """Each search is asked for so many candidates per wanted hit, and for at least `MIN_POOL`."""
 MIN_POOL = 20
 EMBED_BATCH = 64
+MIN_COSINE = 0.6
 
 
 class Searchable(Protocol):
@@ -37,11 +39,12 @@ class Threshold:
     """A chunk is recalled if one of the two holds; both mean the same in any bank, however large.
 
     `coverage`: share of the question's content words that occur in the chunk; names and numbers count twice.
-    `cosine`: similarity of question and chunk; what is far apart depends on the embedder.
+    `cosine`: similarity of question and chunk; None: the embedder's own `min_cosine`, or 0.6 if it has none,
+    since what is far apart depends on the embedder.
     """
 
     coverage: float = 0.5
-    cosine: float = 0.6
+    cosine: float | None = None
 
 
 class Retriever:
@@ -61,6 +64,8 @@ class Retriever:
         self.bank, self.kind = bank, kind
         self.embedder = None if kind == "lexical" else embedder
         self.threshold = threshold or Threshold()
+        own = getattr(embedder, "min_cosine", MIN_COSINE)
+        self.min_cosine = own if self.threshold.cosine is None else self.threshold.cosine
 
     def describe(self) -> str:
         """One line for people: how this retriever searches, and when it stays silent."""
@@ -69,7 +74,7 @@ class Retriever:
         if self.embedder is None:
             missing = " (this model has no embedder, so there is no dense search)" if self.kind == "hybrid" else ""
             return f"BM25 alone{missing}; recalls where the {covers}"
-        near = f"cosine by {self.embedder.name} >= {limit.cosine:g}"
+        near = f"cosine by {self.embedder.name} >= {self.min_cosine:g}"
         if self.kind == "dense":
             return f"dense; recalls where the {near}"
         return f"BM25 and dense, fused by rank; recalls where the {covers} or the {near}"
@@ -86,16 +91,29 @@ class Retriever:
         cosines = self._dense(query, pool)
         proposed = [] if self.kind == "dense" else [id for id, _ in self.bank.search_text(query, pool)]
         ids = list(dict.fromkeys([*proposed, *cosines]))
-        chunks = {chunk.id: chunk for chunk in self.bank.get(ids)} if ids else {}
+        chunks = self._chunks(ids)
         wanted = {} if self.kind == "dense" else content_words(query)
         covered = {id: coverage(wanted, chunk.text) for id, chunk in chunks.items()}
-        rankings = {"lexical": sorted(proposed, key=lambda id: -covered[id]), "dense": list(cosines)}
+        lexical = sorted((id for id in proposed if id in chunks), key=lambda id: -covered[id])
+        rankings = {"lexical": lexical, "dense": [id for id in cosines if id in chunks]}
         hits = []
         for id, found_by in fuse(rankings):
-            if covered[id] >= self.threshold.coverage or cosines.get(id, -1.0) >= self.threshold.cosine:
+            if covered[id] >= self.threshold.coverage or cosines.get(id, -1.0) >= self.min_cosine:
                 score = max(covered[id], cosines.get(id, 0.0))
                 hits.append(Hit(chunks[id], min(1.0, score), found_by))
         return hits[:limit]
+
+    def _chunks(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """Without those that were forgotten, or expired, since they were found."""
+        try:
+            return {chunk.id: chunk for chunk in self.bank.get(ids)} if ids else {}
+        except UnknownChunk:
+            pass
+        found: dict[str, Chunk] = {}
+        for id in ids:
+            with suppress(UnknownChunk):
+                found |= {chunk.id: chunk for chunk in self.bank.get([id])}
+        return found
 
     def _dense(self, query: str, pool: int) -> dict[str, float]:
         """Cosines of the nearest chunks, best first."""
