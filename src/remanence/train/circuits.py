@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+
+from remanence.train.model import ROPE_THETA
 
 HEADS = (0, 1)
 
@@ -38,7 +40,7 @@ class CircuitConfig:
 
 
 @torch.no_grad()
-def start_with_copying(model: LlamaForCausalLM, seed: int, config: CircuitConfig | None = None) -> None:
+def start_with_copying(model: Any, seed: int, config: CircuitConfig | None = None) -> None:
     """Overwrites embeddings and attention weights; needs one query head per KV head and at least two layers."""
     config = config or CircuitConfig()
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +71,7 @@ def start_with_copying(model: LlamaForCausalLM, seed: int, config: CircuitConfig
             attention.o_proj.weight[:, rows] = out_CD
 
 
-def _embeddings(model: LlamaForCausalLM, config: CircuitConfig, generator: torch.Generator) -> Tensor:
+def _embeddings(model: Any, config: CircuitConfig, generator: torch.Generator) -> Tensor:
     """Draws the embeddings; returns the direction that all share, scaled to what a layer's norm makes of it."""
     weight_VC = model.model.embed_tokens.weight
     width = weight_VC.shape[1]
@@ -81,10 +83,10 @@ def _embeddings(model: LlamaForCausalLM, config: CircuitConfig, generator: torch
     return config.look_back / seen * shared_C
 
 
-def _one_back(model: LlamaForCausalLM, config: CircuitConfig) -> tuple[Tensor, Tensor]:
+def _one_back(model: Any, config: CircuitConfig) -> tuple[Tensor, Tensor]:
     """query_D and key_D whose product after RoPE is largest for the token before: the fast pairs, turned by one."""
     pairs = model.config.head_dim // 2
-    angle = model.config.rope_parameters["rope_theta"] ** (-torch.arange(pairs) / pairs)
+    angle = ROPE_THETA ** (-torch.arange(pairs) / pairs)
     fast = (angle > 0.05).float()
     return torch.cat([fast * angle.cos(), -fast * angle.sin()]), torch.cat([fast, torch.zeros(pairs)])
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from transformers import LlamaForCausalLM
 
 from remanence.train import checkpoint
 from remanence.train.batches import Batch, heldout_batch, plain_batch
@@ -31,7 +30,7 @@ class Run:
     """A training run: the model, where it stands, and the folder that it writes to."""
 
     recipe: Recipe
-    model: LlamaForCausalLM
+    model: Any
     optimizer: Optimizer
     encoder: Encoder
     corpora: Corpora

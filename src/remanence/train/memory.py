@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,9 @@ def read_memories(lm: LM, config: Memory3Config, batch: MemoryBatch, index_N: Te
     T = batch.ids_BT.shape[1]
     prefix = method.prefix(lm, groups, [T] * len(groups))
     positions_BT = prefix.offset_tokens + torch.arange(T)[None]
-    backbone = lm.model.model
-    hidden_BTC = backbone(batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix).last_hidden_state
-    return logits_at(lm.model, hidden_BTC.flatten(0, 1)[index_N])
+    model: Any = lm.model
+    hidden_BTC = model.model(batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix).last_hidden_state
+    return logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
 
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:

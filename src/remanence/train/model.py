@@ -12,10 +12,12 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from remanence.train.recipes.nano import Shape
 
+ROPE_THETA = 10_000.0
+"""What LlamaConfig sets where nothing is said."""
 FAST = "remanence_fast_causal"
 
 
-def build_model(shape: Shape, seed: int, attention: str = "sdpa") -> LlamaForCausalLM:
+def build_model(shape: Shape, seed: int) -> Any:
     """A Llama with random weights (normal, standard deviation 0.02) and tied embeddings."""
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
@@ -30,13 +32,14 @@ def build_model(shape: Shape, seed: int, attention: str = "sdpa") -> LlamaForCau
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
-        attn_implementation=attention,
     )
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("sdpa")
+    return model
 
 
-def use_fast_attention(model: LlamaForCausalLM) -> None:
+def use_fast_attention(model: Any) -> None:
     """Causal attention as two matrix products in the autocast type: measured faster than SDPA's CPU backward.
 
     For rows padded on the right only; masks are ignored.
@@ -62,6 +65,6 @@ def _causal(
     return (weight_BHTS @ value).transpose(1, 2).contiguous(), None
 
 
-def logits_at(model: LlamaForCausalLM, hidden_NC: Tensor) -> Tensor:
+def logits_at(model: Any, hidden_NC: Tensor) -> Tensor:
     """logits_NV of chosen hidden states: most of the text needs no logits."""
     return functional.linear(hidden_NC, model.model.embed_tokens.weight)

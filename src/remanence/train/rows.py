@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -97,8 +98,9 @@ class Encoder:
     """Turns texts into token ids, all texts of a batch in one call."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+        self.tokenizer: Any = tokenizer
+        self.bos: int = self.tokenizer.bos_token_id
+        self.pad: int = self.tokenizer.pad_token_id
         self.header = [self.bos, *self("Reference:")[0]]
 
     def __call__(self, *texts: str) -> list[list[int]]:
