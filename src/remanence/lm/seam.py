@@ -8,6 +8,7 @@ memory is an argument, and without it the model's own attention function runs un
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -94,6 +95,17 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     for module in attention_modules(model).values():
         module.register_forward_pre_hook(_show_hidden, with_kwargs=True)
     return model
+
+
+def attention_mass(shown: Seen, first: int) -> Tensor:
+    """mass_S, float32: attention on each key, mean over query heads and the query tokens from `first` on."""
+    query_HTD, key_GSD = shown.query_BHTD[0, :, first:].float(), shown.key_BGSD[0].float()
+    key_HSD = key_GSD.repeat_interleave(len(query_HTD) // len(key_GSD), dim=0)
+    score_HTS = query_HTD @ key_HSD.transpose(-1, -2) * shown.scaling
+    if shown.mask is not None:
+        mask = shown.mask[0, :, first:]
+        score_HTS = score_HTS.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else score_HTS + mask.float()
+    return score_HTS.softmax(-1).mean(dim=(0, 1))
 
 
 def attention_modules(model: nn.Module) -> dict[int, nn.Module]:

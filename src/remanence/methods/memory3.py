@@ -15,7 +15,7 @@ from remanence.errors import InputError
 from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
 from remanence.lm.rotate import move_keys
-from remanence.lm.seam import Seen
+from remanence.lm.seam import attention_mass
 from remanence.methods.base import Method, Prompt, Reading, Recaller
 from remanence.types import KV, ExplicitMemory, Hit
 
@@ -314,6 +314,10 @@ def attention_received(
     return weight_BGT.masked_fill(~real_BT[:, None, :], -math.inf)
 
 
+TIE = 1e-5
+"""Weights closer than this are equal: a repeated token weighs the same in the first layer, up to rounding."""
+
+
 def select(weight_BGT: Tensor, real_BT: Tensor, kept_tokens: int | None) -> Tensor:
     """index_BGN of the `kept_tokens` heaviest real tokens in text order; ties go to the earlier; -1 fills up.
 
@@ -321,7 +325,10 @@ def select(weight_BGT: Tensor, real_BT: Tensor, kept_tokens: int | None) -> Tens
     """
     T = weight_BGT.shape[-1]
     N = T if kept_tokens is None else kept_tokens
-    index_BGN = weight_BGT.sort(dim=-1, descending=True, stable=True).indices[..., :N]
+    value_BGT, order_BGT = weight_BGT.sort(dim=-1, descending=True, stable=True)
+    is_less = value_BGT[..., :-1] - value_BGT[..., 1:] > TIE * value_BGT[..., :-1].abs().clamp(min=1)
+    rank_BGT = torch.nn.functional.pad(is_less.cumsum(-1), (1, 0))
+    index_BGN = order_BGT.gather(-1, (rank_BGT * T + order_BGT).argsort(-1))[..., :N]
     is_real = real_BT[:, None].expand_as(weight_BGT).gather(-1, index_BGN)
     index_BGN = index_BGN.masked_fill(~is_real, T).sort(dim=-1).values
     index_BGN = index_BGN.masked_fill(index_BGN == T, -1)
@@ -330,17 +337,6 @@ def select(weight_BGT: Tensor, real_BT: Tensor, kept_tokens: int | None) -> Tens
 
 def _take(tensor_BGTD: Tensor, index_BGN: Tensor) -> Tensor:
     return tensor_BGTD.gather(2, index_BGN.clamp(min=0)[..., None].expand(-1, -1, -1, tensor_BGTD.shape[-1]))
-
-
-def attention_mass(shown: Seen, first: int) -> Tensor:
-    """mass_S, float32: attention on each key, mean over query heads and the query tokens from `first` on."""
-    query_HTD, key_GSD = shown.query_BHTD[0, :, first:].float(), shown.key_BGSD[0].float()
-    key_HSD = key_GSD.repeat_interleave(len(query_HTD) // len(key_GSD), dim=0)
-    score_HTS = query_HTD @ key_HSD.transpose(-1, -2) * shown.scaling
-    if shown.mask is not None:
-        mask = shown.mask[0, :, first:]
-        score_HTS = score_HTS.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else score_HTS + mask.float()
-    return score_HTS.softmax(-1).mean(dim=(0, 1))
 
 
 # -- layout --------------------------------------------------------------------------------------------------
