@@ -94,8 +94,8 @@ class Bank:
 
     def get(self, ids: Sequence[str]) -> Chunks:
         """Live chunks, superseded ones too, in the order of `ids`; UnknownChunk names the first that is not."""
-        now, held = self._scope.clock(), self._search.remembered()
-        found = {id: held[id] for id in ids if id in held and not self._search.sight().expired(id, now)}
+        now, held, sight = self._scope.clock(), self._search.remembered(), self._search.sight()
+        found = {id: held[id] for id in ids if id in held and not sight.expired(id, now)}
         missing = [id for id in ids if id not in found]
         if missing:
             read = {id: row.chunk for id, row in texts.known(self._scope, missing).items()}
