@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from remanence import methods
 from remanence.bank import Bank, Draft
 from remanence.errors import InputError
@@ -322,12 +324,14 @@ class Answer:
         self.rows: list[Row] = []
         self.first_token_seconds = self.seconds = 0.0
 
+    @torch.inference_mode()
     def _read(self) -> Reading:
         if self.recall is None:
             ids = tuple(prompt.ids for prompt in self.prompts)
             return Reading(ids, None, None, tuple(((0, ()),) for _ in ids))
         return self.method.read(self.lm, self.recall, self.prompts)
 
+    @torch.inference_mode()
     def _read_again(self, rows: list[list[int]]) -> Any:
         assert self.recall is not None
         self.reading = self.method.read_again(self.lm, self.recall, self.reading, rows)

@@ -15,3 +15,9 @@ def test_bad_input_is_one_line_and_code_2(call):
     outcome = call("bench", "recall", "--repeats", "0", model=True)
     assert outcome.code == 2
     assert outcome.err.startswith("error: repeats is 0")
+
+
+def test_bank(call):
+    made = call("bench", "bank", "--rows", "20", "--queries", "2", "--json").json
+    assert (made["bench"], made["conditions"]["rows"]) == ("bank", 20)
+    assert call("bench", "bank", "--rows", "0").code == 2

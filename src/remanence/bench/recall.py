@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import tempfile
 import time
@@ -180,6 +181,7 @@ def run(lm: LM, options: Options, on_round: Callable[[int], None] = lambda round
         "num_references": options.num_references,
         "bank_chunks": num_chunks,
         "references_found_by_search": found,
+        **({"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}),
     }
     return result("recall", results, ratios(rounds), **conditions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,26 @@ def recall(
         lm = load(model)
     with progress("Rounds", total=repeats + 1, quiet=as_json) as advance:
         result = run(lm, options, advance)
+    show(result, as_json)
+
+
+@app.command("bank")
+def bank(
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", help="Chunks to write, about 70 KB of disk each.")
+    ] = 10_000,
+    queries: Annotated[int, typer.Option("--queries", metavar="N", help="Questions to ask.")] = 200,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="FOLDER", help="Where the temporary bank is made.")
+    ] = None,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """A bank at size: writing, searching, loading five memories; beside SQLite, NumPy and a raw memory map."""
+    from remanence.bench.bank import run
+
+    with progress("Writing rows", total=rows, quiet=as_json) as advance:
+        result = run(rows, seed, queries, folder, advance)
     show(result, as_json)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from remanence.errors import ContextTooLong, InputError
 from remanence.lm import family, seam, tiny
 from remanence.lm.embedder import ModelEmbedder
-from remanence.types import Prefix
+from remanence.types import KV, Prefix
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 
@@ -49,6 +49,7 @@ class LM:
         self.name = name
         self.proof = family.prove(self.model)
         self.embedder = ModelEmbedder.beside(self, folder) if folder else None
+        self._constants: dict[tuple[int, ...], tuple[int, dict[int, KV]]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +129,25 @@ class LM:
         while self.bos and ids[:1] == self.bos:
             ids = ids[1:]
         return [*self.bos, *ids]
+
+    def constant(self, ids: Sequence[int]) -> dict[int, KV]:
+        """Keys and values, by layer, of a text that stands in front of every prompt at positions 0, 1, 2 ...
+
+        Where no gradient is asked for they are computed once for as long as the weights stay as they are.
+        """
+        if torch.is_grad_enabled():
+            return self._keys_and_values(ids)
+        version = sum(0 if p.is_inference() else p._version for p in self.model.parameters())
+        kept, keys_and_values = self._constants.get(tuple(ids), (None, {}))
+        if kept != version:
+            keys_and_values = self._keys_and_values(ids)
+            self._constants[tuple(ids)] = (version, keys_and_values)
+        return keys_and_values
+
+    def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:
+        ids_BT = torch.tensor([ids], device=self.device)
+        seen = family.capture(self.model, ids_BT, frozenset(range(self.dims.num_layers)))
+        return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
 
     def check_length(self, num_positions: int) -> None:
         if num_positions > self.dims.max_positions:

@@ -147,9 +147,7 @@ class Memory3(Method):
 
     def lead(self, lm: LM) -> dict[int, KV]:
         """Keys and values of `<s>Reference:` at every layer; the constant that text sees in all layers (§3.2)."""
-        ids_BT = torch.tensor([self.prefix_ids(lm)], device=lm.device)
-        seen = capture(lm.model, ids_BT, frozenset(range(lm.dims.num_layers)))
-        return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
+        return lm.constant(self.prefix_ids(lm))
 
     def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
         """Each 64-token chunk of a prompt gets the memories that it retrieves itself (§3.1); one masked pass."""
