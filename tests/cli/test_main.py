@@ -109,7 +109,7 @@ def test_debug_shows_the_traceback(call, failing):
 
 
 def test_main_leaves_with_the_exit_code(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["remanence", "nonsense"])
+    monkeypatch.setattr(sys, "argv", ["remanence", "nonsense", "--debug"])  # else it would quiet warnings for all tests
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert leaving.value.code == 2

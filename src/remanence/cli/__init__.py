@@ -15,13 +15,14 @@ FINE, BAD, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main() -> None:
+    """The `remanence` command of a fresh process."""
+    _quiet("--debug" in sys.argv)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `remanence ARGUMENTS`; nothing is raised."""
     debug = "--debug" in arguments
-    _quiet(debug)
     try:
         return _command([argument for argument in arguments if argument != "--debug"])
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def chat(
 
 def _lines(as_json: bool) -> Iterator[str]:
     """Messages without their line ends, until the end of input."""
-    if hasattr(sys.stdin, "reconfigure"):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a wrong byte costs a character, not the conversation
     while True:
         if sys.stdin.isatty() and not as_json:
