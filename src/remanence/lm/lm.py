@@ -186,7 +186,15 @@ class LM:
         ).logits
 
 
-_IRRELEVANT = {"_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype", "_attn_implementation"}
+_IRRELEVANT = {
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "use_cache",
+    "torch_dtype",
+    "dtype",
+    "_attn_implementation",
+}
 
 
 def from_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> LM:
