@@ -46,7 +46,7 @@ WARMUP = (
     Phase(350, 24, 112, (1, 1), 3, drill=0.08),
     Phase(400, 18, 160, (1, 2), 3, drill=0.05, squad=0.03),
     Phase(500, 14, 224, (2, 3), 4, drill=0.04, books=0.03, squad=0.06, babi=0.02),
-    Phase(9000, 10, 320, (3, 5), 4, drill=0.03, books=0.04, squad=0.08, babi=0.03),
+    Phase(9000, 9, 384, (2, 5), 4, drill=0.02, books=0.03, squad=0.08, babi=0.02),
 )
 
 CONTINUAL = (
