@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
+from remanence.data.actions import Deed, random_deed, verb
 from remanence.data.phrasings import Attribute
 from remanence.data.sentences import ask, ask_subject, state
 from remanence.data.subjects import Subject, random_attribute, random_subject, twin
@@ -13,6 +14,7 @@ from remanence.data.values import open_value, value
 from remanence.data.wordlists import words
 
 TRAIN, HELDOUT = "train", "heldout"
+DEED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text and the facts that it states."""
+    """A text, the facts that it states and the deeds that it tells."""
 
     text: str
     facts: tuple[Fact, ...]
+    deeds: tuple[Deed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,26 @@ def sample_group(
     `max_facts` bounds the facts of one passage; `filler` is the chance of an idle sentence after a fact.
     """
     facts_of = _related_facts(rng, num_passages, split, max_facts)
-    passages = tuple(write_passage(rng, facts, split, filler) for facts in facts_of)
+    act = verb(rng, split)
+    passages = tuple(write_passage(rng, facts, split, filler, act) for facts in facts_of)
     everything = [fact for facts in facts_of for fact in facts]
     questions = []
     for index, passage in enumerate(passages):
         for fact in passage.facts:
             questions += [Question(*pair, index) for pair in _questions(rng, fact, everything, split, passage.text)]
+        for deed in passage.deeds:
+            stated = [pair for pair in deed.questions if pair[1] in deed.text]
+            questions += [Question(*pair, index) for pair in rng.sample(stated, min(2, len(stated)))]
     rng.shuffle(questions)
-    return Example(passages, tuple(questions))
+    return Example(passages, _unambiguous(questions))
+
+
+def _unambiguous(questions: list[Question]) -> tuple[Question, ...]:
+    """Without questions that the group answers in two ways."""
+    answers: dict[str, set[str]] = {}
+    for question in questions:
+        answers.setdefault(question.text, set()).add(question.answer)
+    return tuple(question for question in questions if len(answers[question.text]) == 1)
 
 
 def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int) -> list[list[Fact]]:
@@ -95,12 +110,24 @@ def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int) -
     return groups
 
 
-def write_passage(rng: Random, facts: Iterable[Fact], split: str, filler: float) -> Passage:
-    """States the facts in order, with pronouns where the subject stays, and idle sentences between."""
+def write_passage(
+    rng: Random, facts: Iterable[Fact], split: str, filler: float, act: tuple[str, str] | None = None
+) -> Passage:
+    """States the facts in order, with pronouns where the subject stays, and idle sentences and deeds between.
+
+    `act` is a verb (base, past) that half of the deeds use.
+    """
     sentences: list[str] = []
     told: list[Fact] = []
+    deeds: list[Deed] = []
     previous: Subject | None = None
     for fact in facts:
+        if rng.random() < DEED_SHARE:
+            doer = fact.subject if fact.subject.kind in ("person", "organisation") and not deeds else None
+            deeds.append(random_deed(rng, split, doer, act if rng.random() < 0.5 else None))
+            sentences.append(deeds[-1].text)
+            if rng.random() < 0.7:
+                continue
         sentence = state(rng, fact.subject, fact.attribute, fact.value, split, again=fact.subject == previous)
         if fact.value not in sentence:
             continue
@@ -111,7 +138,7 @@ def write_passage(rng: Random, facts: Iterable[Fact], split: str, filler: float)
             sentences.append(rng.choice(words("filler")))
     if rng.random() < filler:
         sentences.insert(0, rng.choice(words("filler")))
-    return Passage(" ".join(sentences), tuple(told))
+    return Passage(" ".join(sentences), tuple(told), tuple(deeds))
 
 
 def _questions(rng: Random, fact: Fact, everything: list[Fact], split: str, text: str) -> list[tuple[str, str]]:
@@ -137,12 +164,13 @@ def heldout_facts(count: int, seed: int) -> list[dict[str, str]]:
     records: list[dict[str, str]] = []
     while len(records) < count:
         example = sample_group(rng, 1, HELDOUT, max_facts=3)
-        names = {fact.subject.name for fact in example.passages[0].facts}
+        passage = example.passages[0]
+        names = {fact.subject.name for fact in passage.facts} | {deed.subject for deed in passage.deeds}
         if names & seen or not example.questions:
             continue
         seen |= names
         question = example.questions[0]
-        records.append({"passage": example.passages[0].text, "question": question.text, "answer": question.answer})
+        records.append({"passage": passage.text, "question": question.text, "answer": question.answer})
     return records
 
 

@@ -2,7 +2,7 @@
 
 A file is one kind of subject. `[name] kind` opens an attribute and names its kind of value; `-` is a
 statement, `?` a question for the value, `?s` a question for the subject; `!` after the sign keeps the
-wording for evaluation. `{S}` is the subject and `{V}` the value.
+wording for evaluation. `{S}` is the subject and `{V}` the value. `more.txt` adds wordings to any kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Wordings:
     asks_subject: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attribute:
     """One thing that can be said of a kind of subject."""
 
@@ -40,15 +40,29 @@ class Attribute:
 @cache
 def attributes(subject: str) -> tuple[Attribute, ...]:
     """All attributes of one of KINDS, in file order."""
-    text = files("remanence.data").joinpath("phrasings", f"{subject}.txt").read_text(encoding="utf-8")
-    found: list[Attribute] = []
+    found: dict[str, Attribute] = {}
+    for title, wordings in _sections(f"{subject}.txt"):
+        name, _, value = title.partition("] ")
+        found[name] = Attribute(name, subject, value)
+        for wording in wordings:
+            _add(found[name], *wording.split(" ", 1))
+    for title, wordings in _sections("more.txt"):
+        kind, _, name = title.rstrip("]").partition(".")
+        for wording in wordings if kind == subject else ():
+            _add(found[name], *wording.split(" ", 1))
+    return tuple(found.values())
+
+
+def _sections(name: str) -> list[tuple[str, list[str]]]:
+    """(what follows `[`, lines below it) of every section of a file."""
+    text = files("remanence.data").joinpath("phrasings", name).read_text(encoding="utf-8")
+    sections: list[tuple[str, list[str]]] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.startswith("["):
-            name, _, value = line[1:].partition("] ")
-            found.append(Attribute(name, subject, value))
+            sections.append((line[1:], []))
         else:
-            _add(found[-1], *line.split(" ", 1))
-    return tuple(found)
+            sections[-1][1].append(line)
+    return sections
 
 
 def _add(attribute: Attribute, sign: str, wording: str) -> None:

@@ -22,10 +22,21 @@ def state(rng: Random, subject: Subject, attribute: Attribute, value: str, split
             wording = _with_pronoun(rng, wording, subject.pronoun)
         elif subject.short:
             name = subject.short
-    sentence = fill(wording, name, value)
+    sentence = fill(_extended(rng, wording), name, value)
     if rng.random() < 0.08:
         sentence = f"{rng.choice(words('prefix'))} {sentence}"
     return capitalised(sentence)
+
+
+def _extended(rng: Random, wording: str) -> str:
+    """Now and then an idle ending, or a word on the subject before the sentence goes on."""
+    form = rng.random()
+    if form < 0.07 and wording.endswith("."):
+        return f"{wording[:-1]}, {rng.choice(words('ending'))}."
+    if form < 0.12 and wording.startswith("{S} "):
+        aside = rng.choice((f"aged {rng.randint(3, 90)}", f"once a {rng.choice(words('job'))}", "of all people"))
+        return wording.replace("{S} ", f"{{S}}, {rng.choice((aside, rng.choice(words('ending'))))}, ", 1)
+    return wording
 
 
 def _with_pronoun(rng: Random, wording: str, pronoun: str) -> str:

@@ -11,7 +11,8 @@ from remanence.data.values import code, company, first_name, last_name, person, 
 from remanence.data.wordlists import words, words_of
 
 WEIGHTS = {"person": 50, "thing": 18, "place": 12, "organisation": 12, "event": 8}
-OPEN_SHARE = 0.15
+OPEN_SHARE = 0.25
+LABEL_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,26 @@ def _event(rng: Random, split: str) -> Subject:
 def random_attribute(rng: Random, kind: str) -> Attribute:
     """A phrased attribute of the kind, or an open one whose name is any noun phrase."""
     if kind in ("person", "thing", "organisation") and rng.random() < OPEN_SHARE:
-        return open_attribute(rng.choice(words("attribute")), kind)
-    return rng.choice(attributes(kind))
+        return open_attribute(_open_name(rng), kind)
+    chosen = rng.choice(attributes(kind))
+    return _labelled(chosen) if rng.random() < LABEL_SHARE else chosen
+
+
+def _open_name(rng: Random) -> str:
+    form = rng.random()
+    if form < 0.5:
+        return rng.choice(words("attribute"))
+    noun = rng.choice(words("noun"))
+    return f"{rng.choice(words('adjective'))} {noun}" if form < 0.8 else noun
+
+
+@cache
+def _labelled(attribute: Attribute) -> Attribute:
+    """The same attribute, stated and asked by its bare name, as in a form or a list."""
+    plain = open_attribute(attribute.name.replace("_", " "), attribute.subject)
+    states = [*plain.train.states, *attribute.train.states[:1]]
+    train = Wordings(states, [*plain.train.asks, *attribute.train.asks[:2]], [])
+    return Attribute(attribute.name, attribute.subject, attribute.value, train, attribute.heldout)
 
 
 @cache
@@ -118,8 +137,25 @@ def open_attribute(name: str, kind: str) -> Attribute:
             f"{{S}}'s {name} is {{V}}.",
             f"{{S}} chose {{V}} as {name}.",
             f"The {name} that {{S}} has is {{V}}.",
+            f"{{S}}: {name} {{V}}.",
+            f"{{S}} ({name}: {{V}}).",
+            f"{{V}} is the {name} of {{S}}.",
+            f"{{S}} has {{V}} as {name}.",
+            f"{{S}} picked {{V}} for the {name}.",
+            f"{{S}} needed a {name} and took {{V}}.",
+            f"When it comes to the {name}, {{S}} uses {{V}}.",
+            f"With {{V}}, {{S}} found a good {name}.",
+            f"The {name}, as {{S}} said, is {{V}}.",
+            f"As {name}, {{S}} has {{V}}.",
         ],
-        [f"What is the {name} of {{S}}?", f"What is {{S}}'s {name}?", f"Which {name} does {{S}} have?"],
+        [
+            f"What is the {name} of {{S}}?",
+            f"What is {{S}}'s {name}?",
+            f"Which {name} does {{S}} have?",
+            f"What did {{S}} pick for the {name}?",
+            f"What does {{S}} use as {name}?",
+            f"{{S}}'s {name}?",
+        ],
         [f"Whose {name} is {{V}}?"] if kind == "person" else [],
     )
     heldout = Wordings([f"For {{S}} the {name} is {{V}}."], [f"What {name} did {{S}} choose?"], [])
