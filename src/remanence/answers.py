@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,13 @@ def scrub(bank: Path, ids: Collection[str]) -> int:
     if len(kept) < len(answers):
         _replace(bank, kept)
     return len(answers) - len(kept)
+
+
+def prune(bank: Path, namespace: str, is_live: Callable[[str], bool]) -> int:
+    """`scrub` for every memory of the namespace's answers that is live no more, however it went."""
+    ids = {recalled.id for answer in last(bank, namespace, KEEP) for recalled in answer.recalled}
+    gone = {id for id in ids if not is_live(id)}
+    return scrub(bank, gone) if gone else 0
 
 
 def _read(bank: Path) -> list[Answer]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from remanence import answers
+from remanence.bank import Bank
 
 QUESTION = "How many steps does the lighthouse of Skerry Point have?"
 
@@ -61,3 +64,12 @@ def test_forgetting_scrubs_the_answers_that_repeat_it(call, bank, ids):
     assert QUESTION not in (bank / answers.FILE).read_text()
     (left,) = call("why", "--json").json["answers"]
     assert left["question"] == "What is the code of the garden gate?"
+
+
+@pytest.mark.parametrize("command", [["why"], ["bank", "compact"]])
+def test_what_was_forgotten_elsewhere_is_not_repeated_either(call, bank, ids, command):
+    ask(call)
+    with Bank.open(bank) as opened:
+        opened.forget([ids["lighthouse.txt"]])
+    call(*command)
+    assert QUESTION not in (bank / answers.FILE).read_text()

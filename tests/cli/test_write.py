@@ -30,6 +30,12 @@ def test_standard_input(call, monkeypatch):
     assert (chunk["text"], chunk["source"]) == ("Grüße aus Ost.", "stdin")
 
 
+def test_standard_input_may_be_given_a_name(call, monkeypatch):
+    feed(monkeypatch, b"Ost has 12 bridges.")
+    call("write", "-", "--source", "note 7", model=True)
+    assert call("bank", "list", "--json").json["chunks"][0]["source"] == "note 7"
+
+
 def test_cold_writes_text_only(call, tmp_path):
     (tmp_path / "a.txt").write_text("The sky over Ost is green.")
     call("write", "a.txt", "--cold", model=True)

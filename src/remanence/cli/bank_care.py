@@ -11,7 +11,7 @@ from rich.text import Text
 
 from remanence import answers
 from remanence.cli import options as o
-from remanence.cli.opening import check_bank, open_bank, open_session
+from remanence.cli.opening import check_bank, open_bank, open_session, prune_answers
 from remanence.cli.terminal import confirm, err, fail, one_line, print_json, progress, say
 from remanence.errors import InputError
 
@@ -98,6 +98,7 @@ def compact(
     """Give back disk space: what was forgotten or has expired leaves the disk."""
     with open_bank(bank, namespace) as opened, progress("Compacting", quiet=as_json):
         receipt: CompactReceipt = opened.compact()
+        prune_answers(opened)
     if as_json:
         print_json(asdict(receipt))
         return

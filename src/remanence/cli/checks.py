@@ -121,7 +121,8 @@ def bank(path: Path, namespace: str, lm: LM | None, method: str) -> Iterator[Che
         from remanence.bank import Bank
 
         with Bank.open(path, namespace=namespace) as opened:
-            yield Check("bank", "ok", f"{len(opened):,} memories of namespace {namespace!r} in {path}")
+            held = f"{len(opened):,} chunks of namespace {namespace!r} in {path}, format {opened.stats().format}"
+            yield Check("bank", "ok", held)
             yield from _verified(opened)
         if lm is not None:
             yield _matches(path, namespace, lm, method)

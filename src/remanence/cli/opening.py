@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remanence import answers
 from remanence.cli.terminal import progress
-from remanence.errors import InputError
+from remanence.errors import InputError, UnknownChunk
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
@@ -32,6 +34,18 @@ def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:
     from remanence.bank import Bank
 
     return Bank.open(bank, namespace=namespace)
+
+
+def prune_answers(bank: Bank) -> None:
+    """What was forgotten or has expired, in this command or elsewhere, is not repeated by `why`."""
+
+    def is_live(id: str) -> bool:
+        with suppress(UnknownChunk):
+            return bool(bank.get([id]))
+        return False
+
+    if bank.path:
+        answers.prune(bank.path, bank.namespace, is_live)
 
 
 def check_bank(bank: Path) -> None:

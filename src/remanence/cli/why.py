@@ -7,14 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.ask import recalled_line, reply_json
-from remanence.cli.opening import open_bank, open_session
+from remanence.cli.opening import open_bank, open_session, prune_answers
 from remanence.cli.terminal import clean, one_line, print_json, say
-from remanence.errors import InputError, UnknownChunk
+from remanence.errors import InputError
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
@@ -37,6 +36,7 @@ def why(
     With --without ID the last question is asked again, with and without that memory.
     """
     with open_bank(bank, namespace) as opened:
+        prune_answers(opened)
         found = answers.last(bank, namespace, 1 if without else last)
         if not found:
             raise InputError(f"nothing was asked in bank '{bank}' yet", f'`remanence ask "..." --bank {bank}`')
@@ -52,17 +52,12 @@ def why(
 
 
 def _recalled(bank: Bank, answer: answers.Answer) -> list[Recall]:
-    """Texts as the bank holds them now; what it no longer holds is left out."""
+    """With the texts, which only the bank keeps."""
     from remanence.types import Recall
 
-    found = []
-    for recalled in answer.recalled:
-        try:
-            (chunk,) = bank.get([recalled.id])
-        except UnknownChunk:
-            continue
-        found.append(Recall(recalled.id, chunk.text, chunk.source, recalled.score, recalled.share))
-    return found
+    chunks = bank.get([recalled.id for recalled in answer.recalled])
+    pairs = zip(answer.recalled, chunks, strict=True)
+    return [Recall(known.id, chunk.text, chunk.source, known.score, known.share) for known, chunk in pairs]
 
 
 def _as_asked(context: typer.Context, answer: answers.Answer, given: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +95,5 @@ def _show(answer: answers.Answer, recalled: list[Recall]) -> None:
     say((one_line(answer.answer) or "(no answer)", "green"))
     for recall in recalled:
         say(recalled_line(recall))
-    gone = len(answer.recalled) - len(recalled)
-    if gone or not recalled:
-        say(Text(f"  {gone} memories are no longer there" if gone else "  nothing was recalled", style="dim"))
+    if not recalled:
+        say(("  nothing was recalled", "dim"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +25,7 @@ SHOWN = 5
 def write(
     paths: Annotated[list[str] | None, typer.Argument(help="txt, md, jsonl, html, pdf; folders; - is stdin.")] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Store text only; memories are made when recalled.")] = False,
+    source: Annotated[str, typer.Option("--source", metavar="NAME", help="What standard input is called.")] = "stdin",
     bank: o.BankOption = o.BANK,
     namespace: o.NamespaceOption = o.NAMESPACE,
     model: o.ModelOption = o.MODEL,
@@ -42,7 +43,8 @@ def write(
     stdin = not paths and not sys.stdin.isatty()
     if not (paths or stdin):
         raise InputError("there is nothing to write", "give a PATH, or pipe text in")
-    documents = read_documents(paths or [], stdin=stdin, on_problem=problems.append)
+    read = read_documents(paths or [], stdin=stdin, on_problem=problems.append)
+    documents = (replace(document, source=source) if document.source == "stdin" else document for document in read)
     first = next(documents, None)  # before the model is loaded: a wrong path answers at once
     receipt = None
     if first:
