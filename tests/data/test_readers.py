@@ -70,7 +70,8 @@ def test_babi_archive(tmp_path: Path) -> None:
 
 def test_books_and_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "books.jsonl"
-    text = "# Title\n\n_It was_ a long\r\nday in the small harbour town where nothing\u2028 happened.\n\nshort"
+    text = "# Title\n\n_It was_ a long\r\nday in the small harbour town where nothing\u2028 happened."
+    text += " It was raining.\n\nshort"
     path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n\n", encoding="utf-8")
     (found,) = list(read_books(path))
     (line,) = paragraphs(found)
