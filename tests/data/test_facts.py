@@ -95,3 +95,7 @@ def test_heldout_records_are_about_different_subjects() -> None:
 
 def test_distractors_are_different_texts() -> None:
     assert len(set(distractor_passages(300, 0))) == 300
+
+
+def test_every_passage_says_something() -> None:
+    assert all(p.facts or p.deeds for group in groups(TRAIN, 400) for p in group.passages)

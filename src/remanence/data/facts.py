@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -111,7 +111,7 @@ def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int) -
 
 
 def write_passage(
-    rng: Random, facts: Iterable[Fact], split: str, filler: float, act: tuple[str, str] | None = None
+    rng: Random, facts: Sequence[Fact], split: str, filler: float, act: tuple[str, str] | None = None
 ) -> Passage:
     """States the facts in order, with pronouns where the subject stays, and idle sentences and deeds between.
 
@@ -138,6 +138,8 @@ def write_passage(
             sentences.append(rng.choice(words("filler")))
     if rng.random() < filler:
         sentences.insert(0, rng.choice(words("filler")))
+    if not told and not deeds:  # no wording fitted its value: draw again
+        return write_passage(rng, facts, split, filler, act)
     return Passage(" ".join(sentences), tuple(told), tuple(deeds))
 
 
