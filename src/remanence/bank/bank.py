@@ -94,8 +94,7 @@ class Bank:
 
     def get(self, ids: Sequence[str]) -> Chunks:
         """Live chunks, superseded ones too, in the order of `ids`; UnknownChunk names the first that is not."""
-        now, held, sight = self._scope.clock(), self._search.remembered(), self._search.sight()
-        found = {id: held[id] for id in ids if id in held and not sight.expired(id, now)}
+        found = self._search.remembered(ids)
         missing = [id for id in ids if id not in found]
         if missing:
             read = {id: row.chunk for id, row in texts.known(self._scope, missing).items()}
@@ -197,7 +196,7 @@ class Bank:
         with self._store.writing():
             for name in [*self._store.meta.tables]:
                 if self._store.open(name) is not None:
-                    self._store.optimize(name)
+                    self._store.refresh(name)
 
     def verify(
         self,

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
-
 from remanence.bank import compact as compaction
 from remanence.bank import listing, texts
 from remanence.bank.reports import BankStats, CompactReceipt
@@ -107,7 +105,7 @@ def _num_tokens(bank: Bank) -> int:
     where = bank._scope.where(listing.visible_condition(bank._scope))
     column = ["num_tokens"]
     table = bank._store.read(CHUNKS_TABLE, lambda t: t.search().where(where).select(column).to_arrow(), None)
-    return pc.sum(table["num_tokens"]).as_py() or 0 if table is not None else 0
+    return sum(table["num_tokens"].to_pylist()) if table is not None else 0
 
 
 def _vectors(bank: Bank) -> dict[str, int]:
@@ -124,4 +122,5 @@ def _bytes_per_memory(bank: Bank, counts: dict[str, int]) -> float:
 
     name, where = memories_table(max(counts, key=counts.__getitem__)), bank._scope.where()
     table = bank._store.read(name, lambda t: t.search().where(where).select(["payload"]).limit(100).to_arrow(), None)
-    return float(pc.mean(pc.binary_length(table["payload"])).as_py() or 0.0) if table is not None else 0.0
+    sizes = [len(payload) for payload in table["payload"].to_pylist()] if table is not None else []
+    return sum(sizes) / len(sizes) if sizes else 0.0

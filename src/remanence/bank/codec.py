@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from remanence.errors import BankCorrupted, InputError
@@ -14,6 +15,13 @@ from remanence.types import ExplicitMemory, Memory
 
 CODECS = ("bf16", "fp32", "int8")
 INT8_MAX = 127
+DTYPES = {
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+}
 
 
 def check_codec(codec: str) -> str:
@@ -32,10 +40,28 @@ def encode(memory: Memory, codec: str = "bf16") -> bytes:
     tensors = {"layers": torch.tensor(memory.layers, dtype=torch.int32), "index": _small(memory.index_LGN)}
     for name, value in (("key", memory.key_LGND), ("value", memory.value_LGND)):
         value = value.detach().to("cpu")
-        if not torch.isfinite(value).all():
+        if not _is_finite(value):
             raise InputError(f"a memory's {name} holds NaN or infinite numbers", "check the model that wrote it")
         tensors |= _pack(name, value, codec)
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return _safetensors(tensors)
+
+
+def _safetensors(tensors: dict[str, Tensor]) -> bytes:
+    """The format of the safetensors library, whose own `save` takes ten times as long for tensors this small."""
+    header: dict[str, object] = {}
+    parts, end = [], 0
+    for name, tensor in tensors.items():
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        parts.append(data)
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + len(data)],
+        }
+        end += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def _pack(name: str, value: Tensor, codec: str) -> dict[str, Tensor]:
@@ -45,9 +71,14 @@ def _pack(name: str, value: Tensor, codec: str) -> dict[str, Tensor]:
         quotient = value / torch.where(scale == 0, 1.0, scale)
         return {name: quotient.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), f"{name}_scale": scale}
     packed = value.to(torch.bfloat16 if codec == "bf16" else torch.float32)
-    if not torch.isfinite(packed).all():
+    if not _is_finite(packed):
         raise InputError(f"a memory's {name} is too large for codec {codec!r}", "use codec 'fp32'")
     return {name: packed}
+
+
+def _is_finite(value: Tensor) -> bool:
+    """One pass where all is well: a sum is finite only if every number is."""
+    return bool(value.float().sum().isfinite()) or bool(torch.isfinite(value).all())
 
 
 def decode(payload: bytes, codec: str) -> Memory:

@@ -35,7 +35,7 @@ def compact_tables(store: Store) -> None:
 
 def rewrite(store: Store, name: str) -> None:
     """The rows that are left, streamed into new files; all indexes are made anew from them."""
-    table = store.open(name)
+    table = store.existing(name)
     rows = table.search().to_batches(batch_size=BATCH_ROWS)
     stream = pa.RecordBatchReader.from_batches(table.schema, rows)
     with warnings.catch_warnings():

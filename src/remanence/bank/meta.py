@@ -59,6 +59,7 @@ class Meta:
 
 def read_meta(folder: Path) -> Meta | None:
     """None where `folder` holds no bank; errors for a damaged one and for one of a later format."""
+    meta = None
     try:
         content = json.loads((folder / FILE).read_bytes())
         body = content["body"]
@@ -74,7 +75,7 @@ def read_meta(folder: Path) -> Meta | None:
         raise BankError(f"bank {str(folder)!r} cannot be opened: {reason}", "check its mode and owner") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
-    if not intact:
+    if not intact or meta is None:
         hint = f"restore {FILE} from a copy of the bank; the tables beside it are not touched"
         raise BankCorrupted(f"{FILE} of bank {str(folder)!r} is not what was written", hint)
     return meta

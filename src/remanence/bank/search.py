@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,7 @@ class Search:
         """See `Bank.search_text`."""
         from lancedb.query import MatchQuery
 
-        match = MatchQuery(query[:MAX_QUERY_CHARS], "text")
+        match = MatchQuery(query[:MAX_QUERY_CHARS], "text")  # pyright: ignore[reportCallIssue] has defaults
 
         def search(table: Table, count: int, exact: bool) -> pa.Table:
             builder = table.search(match, query_type="fts").select([*CHUNKS.names, "_score"]).limit(count)
@@ -140,7 +140,10 @@ class Search:
         held.update({chunk.id: chunk for chunk in chunks})
         self._chunks = (self._sight.version, held)
 
-    def remembered(self) -> dict[str, Chunk]:
-        """By id: chunks of the newest version that were read before."""
-        sight = self.sight()
-        return self._chunks[1] if self._chunks[0] == sight.version else {}
+    def remembered(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """Those of `ids` that were read before, in the newest version, and have not expired since."""
+        sight, now = self.sight(), self.scope.clock()
+        version, held = self._chunks
+        if version != sight.version:
+            return {}
+        return {id: held[id] for id in ids if id in held and not sight.expired(id, now)}

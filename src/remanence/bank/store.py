@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 CHUNKS_TABLE, USAGE_TABLE = "chunks", "usage"
 INDEX_CACHE_BYTES, METADATA_CACHE_BYTES = 256 << 20, 64 << 20
-MAX_LOOSE_COMMITS, MAX_LOOSE_PAYLOADS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 512, 2_000, 0.2
+MAX_LOOSE_COMMITS, MAX_LOOSE_PAYLOADS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 2_000, 2_000, 0.2
 """A table is tidied after so many commits (payloads are long: later), or once so many rows and such a share of it
 are in no index: then all tidying together costs a small multiple of the writing."""
 MIN_ROWS_FOR_VECTOR_INDEX = 20_000
@@ -52,7 +52,7 @@ class Store:
         with guard(self.name):
             self.meta = self._open_meta(text_index)
             self._meta_seen = self._meta_stamp()
-            self._db = lancedb.connect(str(folder) if folder else "memory://", session=session)
+            self._db: Any = lancedb.connect(str(folder) if folder else "memory://", session=session)
             if not self.meta.ready:
                 self._make_tables()
             elif self.open(CHUNKS_TABLE) is None:
@@ -98,6 +98,13 @@ class Store:
             table.checkout_latest()
         return table
 
+    def existing(self, name: str) -> Table:
+        """Like `open`, where the bank must have it."""
+        table = self.open(name)
+        if table is None:
+            raise BankCorrupted(f"bank {self.name!r} has lost its table {name!r}", "run `remanence bank verify`")
+        return table
+
     def read(self, name: str, action: Callable[[Table], Result], empty: Result) -> Result:
         """`action` on table `name`, once more if a `compact` elsewhere took its files away; `empty`: no such table."""
         with guard(self.name):
@@ -121,7 +128,11 @@ class Store:
         """Alone among all writers, with what the others wrote; may be nested."""
         with self._mutex:
             outermost = self._depth == 0 and self.folder is not None
-            lock = writer_lock(self.folder / "bank.lock", self.lock_seconds) if outermost else nullcontext()
+            lock = (
+                writer_lock(self.folder / "bank.lock", self.lock_seconds)
+                if outermost and self.folder
+                else nullcontext()
+            )
             with guard(self.name), lock:
                 self._depth += 1
                 try:
@@ -134,7 +145,7 @@ class Store:
     def commit(self, name: str, action: Callable[[Table], Any], num_rows: int = 0) -> int:
         """One change of table `name`: atomic, and on disk when this returns. Returns the new version."""
         with self.writing():
-            table = self.open(name)
+            table = self.existing(name)
             action(table)
             self._sync(name)
             self._tidy(name, table, num_rows)
@@ -173,11 +184,11 @@ class Store:
 
     # --- indexes and files --------------------------------------------------------------------
 
-    def make_indexes(self, name: str) -> None:
-        """Those of `name` that are missing; a vector index only where the table is large enough for one."""
+    def make_indexes(self, name: str, anew: bool = False) -> None:
+        """Those of `name` that are missing, or all; a vector index only where the table is large enough for one."""
         from lancedb.index import FTS, Bitmap, BTree, IvfSq
 
-        table = self.open(name)
+        table = self.existing(name)
         present = {column for index in table.list_indices() for column in index.columns}
         wanted: dict[str, Any] = {} if name == USAGE_TABLE else {"id": BTree(), "namespace": Bitmap()}
         if name == CHUNKS_TABLE:
@@ -195,12 +206,20 @@ class Store:
         if "vector" in table.schema.names and table.count_rows() >= MIN_ROWS_FOR_VECTOR_INDEX:
             wanted["vector"] = IvfSq(distance_type="cosine")
         for column, config in wanted.items():
-            if column not in present:
+            if anew or column not in present:
                 table.create_index(column, config=config)
+
+    def refresh(self, name: str) -> None:
+        """Brings the indexes of `name` up to date; rows with long payloads stay in the files that they are in."""
+        if self.existing(name).schema.names[-1] != "payload":
+            return self.optimize(name)
+        self.make_indexes(name, anew=True)
+        self._sync(name)
+        self._loose.setdefault(name, [0, 0])[1] = 0
 
     def optimize(self, name: str, keep: timedelta = KEEP_VERSIONS) -> None:
         """Merges small files, brings indexes up to date, and removes versions older than `keep`."""
-        table = self.open(name)
+        table = self.existing(name)
         self.make_indexes(name)
         with self.removing(name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*cleanup_older_than.*", category=UserWarning)
@@ -224,12 +243,12 @@ class Store:
     def _tidy(self, name: str, table: Table, num_rows: int) -> None:
         if name not in self._loose:
             self._loose[name] = [table.stats()["fragment_stats"]["num_small_fragments"], 0]
-        loose = self._loose[name]
+        loose, has_payloads = self._loose[name], table.schema.names[-1] == "payload"
         loose[0], loose[1] = loose[0] + 1, loose[1] + num_rows
-        many_rows = loose[1] >= max(MIN_LOOSE_ROWS, LOOSE_SHARE * table.count_rows())
-        many_commits = loose[0] >= (MAX_LOOSE_COMMITS if table.schema.names[-1] != "payload" else MAX_LOOSE_PAYLOADS)
-        if many_rows or many_commits:
+        if loose[0] >= (MAX_LOOSE_PAYLOADS if has_payloads else MAX_LOOSE_COMMITS):
             self.optimize(name)
+        elif loose[1] >= max(MIN_LOOSE_ROWS, LOOSE_SHARE * table.count_rows()):
+            self.refresh(name)
 
     def _meta_stamp(self) -> tuple[int, int] | None:
         if self.folder is None:

@@ -18,7 +18,7 @@ from remanence.bank.texts import Scope, known
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.types import Memory
 
-PAYLOAD_ROWS = 256
+PAYLOAD_ROWS = 512
 """Memories per commit: bounds the RAM of a long write."""
 
 
