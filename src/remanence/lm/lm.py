@@ -212,13 +212,15 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     if str(name) == "tiny":
         return LM(tiny.tiny_model().to(device), tiny.byte_tokenizer(), "tiny")
     folder = NANO if str(name) == "nano" else Path(name)
-    where, local = (str(folder), True) if (folder / "config.json").is_file() else (str(name), "/" not in str(name))
+    is_folder = (folder / "config.json").is_file()
+    where, local = (str(folder), True) if is_folder else (str(name), "/" not in str(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=local).to(device)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        known = str(error) and (is_folder or not local)
+        reason = str(error).splitlines()[0] if known else "there is no such folder or cached model"
         raise InputError(
             f"model {str(name)!r} cannot be loaded: {reason}",
             "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
