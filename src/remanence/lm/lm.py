@@ -217,7 +217,9 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=local).to(device)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, local_files_only=local, use_safetensors=True
+        ).to(device)
     except (OSError, ValueError, KeyError) as error:
         known = str(error) and (is_folder or not local)
         reason = str(error).splitlines()[0] if known else "there is no such folder or cached model"
