@@ -16,7 +16,7 @@ from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper
 from remanence.train.batches import pack, plain_batch, with_questions
 from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
-from remanence.train.model import logits_at
+from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
 from remanence.train.rows import Encoder, Row, draw_row, facts_row
 
@@ -97,10 +97,11 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
 
 
 def reading_model(run: Run) -> LM:
-    """The run's model with the seam that reads memory; its attention without memory is the model's own."""
-    run.model.set_attn_implementation("eager")
+    """The run's model with the seam that reads memory, proven with its own attention, then given the fast one."""
+    run.model.set_attn_implementation("sdpa")
     run.model.eval()
     lm = LM(run.model, run.encoder.tokenizer, "nano")
+    use_fast_attention(run.model)
     run.model.train()
     return lm
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from remanence.lm import seam
 from remanence.train.recipes.nano import Shape
 
 ROPE_THETA = 10_000.0
 """What LlamaConfig sets where nothing is said."""
-FAST = "remanence_fast_causal"
+FAST = "remanence_fast"
 
 
 def build_model(shape: Shape, seed: int) -> Any:
@@ -40,28 +41,28 @@ def build_model(shape: Shape, seed: int) -> Any:
 
 
 def use_fast_attention(model: Any) -> None:
-    """Causal attention as two matrix products in the autocast type: measured faster than SDPA's CPU backward.
+    """Attention as two matrix products in the autocast type: on CPU 1.4 to 3 times as fast as SDPA.
 
-    For rows padded on the right only; masks are ignored.
+    Softmax in that type too, so for training only. A model that `seam.prepare` was given still reads memory.
     """
-    AttentionInterface.register(FAST, _causal)
-    AttentionMaskInterface.register(FAST, _no_mask)
-    model.set_attn_implementation(FAST)
+    AttentionInterface.register(FAST, _attend)
+    AttentionMaskInterface.register(FAST, sdpa_mask)
+    seam._register(FAST)
+    prepared = model.config._attn_implementation.startswith("memory|")
+    model.set_attn_implementation(f"memory|{FAST}" if prepared else FAST)
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def _causal(
+def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    T, groups = query.shape[2], query.shape[1] // key.shape[1]
+    T, S, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    query = query * query.shape[-1] ** -0.5
-    hidden = torch.full((T, T), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
-    weight_BHTS = (query @ key.transpose(-1, -2) + hidden).softmax(-1)
+    if attention_mask is None:
+        bias = torch.full((T, S), -torch.inf, dtype=query.dtype, device=query.device).triu(S - T + 1)
+    else:
+        bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
+    weight_BHTS = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + bias).softmax(-1)
     return (weight_BHTS @ value).transpose(1, 2).contiguous(), None
 
 

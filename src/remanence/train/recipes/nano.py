@@ -50,9 +50,9 @@ WARMUP = (
 )
 
 CONTINUAL = (
-    Phase(300, 12, 192, (1, 5), 4, squad=0.08, babi=0.03, slots=None, plain_tokens=320),
-    Phase(300, 12, 192, (3, 5), 4, squad=0.08, babi=0.03, slots=16, plain_tokens=320),
-    Phase(3000, 12, 192, (3, 5), 4, squad=0.08, babi=0.03, slots=8, plain_tokens=320),
+    Phase(700, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=None, plain_tokens=384),
+    Phase(400, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=16, plain_tokens=384),
+    Phase(2400, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=8, plain_tokens=384),
 )
 
 
@@ -64,8 +64,8 @@ class Recipe:
     shape: Shape = field(default_factory=Shape)
     warmup: tuple[Phase, ...] = WARMUP
     continual: tuple[Phase, ...] = CONTINUAL
-    plain_every: int = 4
-    continual_lr: float = 0.5
+    plain_every: int = 5
+    continual_lr: float = 0.75
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
     matrix_lr: float = 2e-3
