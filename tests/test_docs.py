@@ -1,0 +1,75 @@
+"""The pages in docs/ are true where a machine can tell: blocks run, links lead somewhere, the map shows every file."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from remanence import cli
+from remanence.lm import lm as loading
+from remanence.lm import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in; where the bundled model is not built yet, a random one stands in for it."""
+    monkeypatch.chdir(tmp_path)
+    if not (loading.NANO / "config.json").is_file():
+        tiny.tiny_model().save_pretrained(tmp_path / "nano")
+        tiny.byte_tokenizer().save_pretrained(tmp_path / "nano")
+        monkeypatch.setattr(loading, "NANO", tmp_path / "nano")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+@pytest.mark.usefixtures("elsewhere")
+def test_python_blocks_run(page):
+    if page.name != "plan.md":  # its blocks are signatures
+        names: dict[str, object] = {}
+        for code in blocks(page, "python"):
+            exec(compile(code, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name_of)
+@pytest.mark.usefixtures("elsewhere")
+def test_shell_blocks_run(page):
+    Path("notes.txt").write_text("The lighthouse keeper is Odile Marsh.", encoding="utf-8")
+    before = ["remanence write notes.txt", 'remanence ask "Who is the lighthouse keeper?" --max-tokens 2']
+    for line in [*before, *"".join(blocks(page, "bash")).splitlines()]:
+        assert line.startswith("remanence "), f"teach this test to run {line!r}"
+        assert cli.run(shlex.split(line)[1:]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_map_shows_every_file_and_no_other():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    source = ROOT / "src" / "remanence"
+    there = {path.relative_to(source).as_posix() for path in source.rglob("*.py") if path.read_text().strip()}
+    shown = set(re.findall(r"^\| `([^`]+\.py)` \|", page, re.MULTILINE))
+    assert shown == there, f"add to docs/architecture.md {there - shown}, remove {shown - there}"
+
+
+def test_tests_that_the_pages_name_exist():
+    for page in PAGES:
+        for path in re.findall(r"`(tests/[\w/]+(?:\.py|/))`", page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
