@@ -16,6 +16,13 @@ STOP_WORDS = frozenset(
     whose why will with would you your question answer tell know say give name""".split()
 )
 """Words that say nothing about what is asked for; the last six are the words of asking itself."""
+GENERIC = frozenset(
+    """type types kind kinds sort sorts year years time times number numbers amount term terms take takes took taken
+    place places happen happens happened call called example used use uses part parts process mean means meant thing
+    things known word words find found go goes went come comes came get gets got make makes made become became long
+    old""".split()
+)
+"""Words that name what is asked for without telling it apart; they count only where a question has no others."""
 CJK_STOP = re.compile(
     "什么|甚么|多少|哪里|哪儿|哪个|哪些|哪一|怎么|怎样|为什么|如何|请问|请|告诉|谁|几|何时|何地|吗|呢|吧|的|了"
     "|是|在|与|它|他|她|我|你|们|这|那|です|ます|ですか|は|が|の|を|に|で|と|も|か|誰|何"
@@ -63,7 +70,8 @@ def content_words(question: str) -> dict[str, int]:
     Of Chinese, Japanese and Korean text it is the pairs of neighbouring characters.
     """
     bare = plain(question)
-    found = [match for match in WORD.finditer(bare) if not _is_stop(match[0])]
+    found = [match for match in WORD.finditer(bare) if not _is_in(STOP_WORDS, match[0])]
+    found = [match for match in found if not _is_in(GENERIC, match[0])] or found
     wanted: dict[str, int] = {}
     for match in found:
         word = stem(match[0])
@@ -77,8 +85,8 @@ def content_words(question: str) -> dict[str, int]:
     return wanted
 
 
-def _is_stop(word: str) -> bool:
-    return re.split("['’]", word.casefold())[0] in STOP_WORDS
+def _is_in(words: frozenset[str], word: str) -> bool:
+    return re.split("['’]", word.casefold())[0] in words
 
 
 def _is_name(match: re.Match[str]) -> bool:
