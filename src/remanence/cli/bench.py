@@ -63,7 +63,7 @@ def bank(
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """One row per system for people, the whole object for programs."""
+    """One column per system for people, the whole object for programs."""
     if as_json:
         print_json(result)
         return
@@ -73,10 +73,11 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     say(
         (f"{machine['cpu']}, {machine['num_threads']} of {machine['num_cores']} cores, torch {machine['torch']}", "dim")
     )
-    names = list(dict.fromkeys(name for figures in result["results"].values() for name in figures))
-    shown = table("", *((name.replace("_", " "), {"justify": "right", "overflow": "fold"}) for name in names))
-    for system, figures in result["results"].items():
-        shown.add_row(Text(system, style="cyan"), *(_cell(figures.get(name)) for name in names))
+    systems = result["results"]
+    shown = table("", *((name, {"justify": "right"}) for name in systems))
+    for figure in dict.fromkeys(name for figures in systems.values() for name in figures):
+        cells = (_cell(figures.get(figure)) for figures in systems.values())
+        shown.add_row(Text(figure.replace("_", " "), style="cyan"), *cells)
     out().print(shown)
     for name, value in result["ratios"].items():
         say(f"{name.replace('_', ' ')}: ", (f"{value:.2f}", "bold"))
