@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from remanence.bank import Bank
+from remanence.bank.loop import run
 from remanence.bank.seal import MUTABLE
 from remanence.errors import BankCorrupted, BankError, InputError
 
@@ -33,7 +34,7 @@ def test_a_flipped_bit_in_any_file_is_detected(tmp_path: Path) -> None:
 
 def overwrite(bank: Bank, table: str, column: str, value: str) -> None:
     """Changes a column behind the bank's back, as if other bytes had been on disk."""
-    bank._store.open(table).update(values={column: value})
+    run(bank._store.existing(table).update({column: value}))
     bank._store._sync(table)
 
 
@@ -52,12 +53,12 @@ def test_a_changed_memory_is_never_returned(bank: Bank, column: str, value: obje
     one, two = (add_one(bank, text) for text in ("one", "two"))
     bank.put_memories(FINGERPRINT, [one, two], [make_memory(0), make_memory(1)])
     [table] = bank._store.meta.of_kind("memories")
-    lance = bank._store.open(table)
+    lance = bank._store.existing(table)
     if column == "id":  # two memories change places
-        lance.update(where=f"id = '{one}'", values={"id": "swap"})
-        lance.update(where=f"id = '{two}'", values={"id": one})
+        run(lance.update({"id": "swap"}, where=f"id = '{one}'"))
+        run(lance.update({"id": one}, where=f"id = '{two}'"))
     elif isinstance(value, bytes):
-        lance.update(values_sql={column: f"X'{value.hex()}'"})
+        run(lance.update(updates_sql={column: f"X'{value.hex()}'"}))
     else:
         overwrite(bank, table, column, value)
     with pytest.raises(BankCorrupted, match=f"{one}.*checksum.* -> "):
@@ -107,7 +108,7 @@ def test_verify_finds_missing_files_and_a_missing_list(disk_bank: Bank, tmp_path
 def test_verify_finds_tensors_without_text(bank: Bank) -> None:
     one, two = (add_one(bank, text) for text in ("one", "two"))
     bank.put_memories(FINGERPRINT, [one, two], [make_memory(0), make_memory(1)])
-    bank._store.open("chunks").delete(f"id = '{one}'")
+    run(bank._store.existing("chunks").delete(f"id = '{one}'"))
     [problem] = bank.verify().problems
     assert "1 rows have no chunk" in problem
     assert bank.compact().num_orphans == 1

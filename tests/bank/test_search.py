@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from remanence.bank import Bank, TextIndex, store
+from remanence.bank.loop import run
 from remanence.errors import InputError
 
 from .helpers import add_one, draft
@@ -120,7 +121,9 @@ def test_vector_index_finds_what_brute_force_finds(tmp_path: Path, monkeypatch: 
         bank.put_vectors("e", ids, vectors)
         bank.index()
         [table] = bank._store.meta.of_kind("vectors")
-        assert "vector" in {column for index in bank._store.open(table).list_indices() for column in index.columns}
+        assert "vector" in {
+            column for index in run(bank._store.existing(table).list_indices()) for column in index.columns
+        }
         for query in vectors[:20] + 0.05:
             cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
             hits = bank.search_vector(query, "e", 5)

@@ -195,7 +195,7 @@ class Bank:
         """Brings text and vector indexes up to date; done by itself as a bank grows."""
         with self._store.writing():
             for name in [*self._store.meta.tables]:
-                if self._store.open(name) is not None:
+                if self._store.exists(name):
                     self._store.refresh(name)
 
     def verify(

@@ -104,7 +104,7 @@ def stats(bank: Bank) -> BankStats:
 def _num_tokens(bank: Bank) -> int:
     where = bank._scope.where(listing.visible_condition(bank._scope))
     column = ["num_tokens"]
-    table = bank._store.read(CHUNKS_TABLE, lambda t: t.search().where(where).select(column).to_arrow(), None)
+    table = bank._store.read(CHUNKS_TABLE, lambda t: t.query().where(where).select(column).to_arrow(), None)
     return sum(table["num_tokens"].to_pylist()) if table is not None else 0
 
 
@@ -121,6 +121,6 @@ def _bytes_per_memory(bank: Bank, counts: dict[str, int]) -> float:
     from remanence.bank.tensors import memories_table
 
     name, where = memories_table(max(counts, key=counts.__getitem__)), bank._scope.where()
-    table = bank._store.read(name, lambda t: t.search().where(where).select(["payload"]).limit(100).to_arrow(), None)
+    table = bank._store.read(name, lambda t: t.query().where(where).select(["payload"]).limit(100).to_arrow(), None)
     sizes = [len(payload) for payload in table["payload"].to_pylist()] if table is not None else []
     return sum(sizes) / len(sizes) if sizes else 0.0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from datetime import timedelta
 
 import pyarrow as pa
 
+from remanence.bank.loop import run
 from remanence.bank.meta import OURS
 from remanence.bank.store import CHUNKS_TABLE, Store
 from remanence.bank.tensors import delete, held_ids
@@ -23,7 +23,7 @@ def compact_tables(store: Store) -> None:
     its words in the full-text index, so neither is used for those. The caller holds the lock.
     """
     for name in list(store.meta.tables):
-        if store.open(name) is None:
+        if not store.exists(name):
             continue
         if name in store.meta.dirty:
             rewrite(store, name)
@@ -36,11 +36,14 @@ def compact_tables(store: Store) -> None:
 def rewrite(store: Store, name: str) -> None:
     """The rows that are left, streamed into new files; all indexes are made anew from them."""
     table = store.existing(name)
-    rows = table.search().to_batches(batch_size=BATCH_ROWS)
-    stream = pa.RecordBatchReader.from_batches(table.schema, rows)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="lancedb")
-        table.add(stream, mode="overwrite")
+    if store.folder is None:
+        run(table.add(run(table.query().to_arrow()), mode="overwrite"))
+    else:
+        import lancedb
+
+        table = lancedb.connect(str(store.folder)).open_table(name)  # its rows stream, those of a coroutine do not
+        batches = table.search().to_batches(batch_size=BATCH_ROWS)
+        table.add(pa.RecordBatchReader.from_batches(table.schema, batches), mode="overwrite")
     store.make_indexes(name)
 
 

@@ -32,7 +32,7 @@ def live_ids(scope: Scope, condition: str | None = None) -> list[str]:
     where = scope.where(condition or live_condition(scope))
     columns = ["created", "id"]
     table: pa.Table | None = scope.store.read(
-        CHUNKS_TABLE, lambda table: table.search().where(where).select(columns).to_arrow(), None
+        CHUNKS_TABLE, lambda table: table.query().where(where).select(columns).to_arrow(), None
     )
     if table is None:
         return []
@@ -54,7 +54,7 @@ def iterate(scope: Scope, ids: Sequence[str]) -> Iterator[list[Chunk]]:
     for first in range(0, len(ids), LOOKUP_ROWS):
         part = ids[first : first + LOOKUP_ROWS]
         where = scope.where(any_of("id", part))
-        table = scope.store.read(CHUNKS_TABLE, lambda table, where=where: table.search().where(where).to_arrow(), None)
+        table = scope.store.read(CHUNKS_TABLE, lambda table, where=where: table.query().where(where).to_arrow(), None)
         rows = {row.chunk.id: row.chunk for row in rows_from_table(table)} if table is not None else {}
         yield [rows[id] for id in part if id in rows]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from remanence.types import Chunk
 
 Scored = list[tuple[str, float]]
 NUM_PROBES, REFINE_FACTOR = 16, 4
-GROWTH = 4
+GROWTH, MAX_RETRIES = 4, 3
 MAX_QUERY_CHARS = 8_192
 MAX_CACHED_CHUNKS = 4_096
 
@@ -54,19 +55,21 @@ class Search:
     def sight(self) -> Sight:
         version = self.store.version(CHUNKS_TABLE)
         if version != self._sight.version:
-            self._sight = self._look(version)
+            self._sight = self._look()
         return self._sight
 
-    def _look(self, version: int) -> Sight:
+    def _look(self) -> Sight:
         mine = self.scope.where("expires IS NOT NULL OR hidden_until IS NOT NULL")
         others = f"namespace != {quote(self.scope.namespace)}"
-        columns = ["id", "expires", "hidden_until"]
-        rows = self.store.read(CHUNKS_TABLE, lambda t: t.search().where(mine).select(columns).to_arrow(), None)
-        foreign = self.store.read(
-            CHUNKS_TABLE, lambda t: t.search().where(others).select(["id"]).limit(1).to_arrow(), None
-        )
-        limits = {row["id"]: (row["expires"], row["hidden_until"]) for row in rows.to_pylist()}
-        return Sight(version, foreign.num_rows > 0, limits)
+
+        async def look(table: Table) -> tuple[int, pa.Table, pa.Table]:
+            limits = await table.query().where(mine).select(["id", "expires", "hidden_until"]).to_arrow()
+            foreign = await table.query().where(others).select(["id"]).limit(1).to_arrow()
+            return await table.version(), limits, foreign
+
+        version, rows, foreign = self.store.read(CHUNKS_TABLE, look, (0, None, None))
+        limits = {row["id"]: (row["expires"], row["hidden_until"]) for row in rows.to_pylist()} if rows else {}
+        return Sight(version, foreign is not None and foreign.num_rows > 0, limits)
 
     def text(self, query: str, limit: int) -> Scored:
         """See `Bank.search_text`."""
@@ -74,9 +77,8 @@ class Search:
 
         match = MatchQuery(query[:MAX_QUERY_CHARS], "text")  # pyright: ignore[reportCallIssue] has defaults
 
-        def search(table: Table, count: int, exact: bool) -> pa.Table:
-            builder = table.search(match, query_type="fts").select([*CHUNKS.names, "_score"]).limit(count)
-            return self._mine(builder).to_arrow()
+        def search(table: Table, count: int, exact: bool) -> Any:
+            return table.query().nearest_to_text(match).select([*CHUNKS.names, "_score"]).limit(count)
 
         def scored(found: pa.Table) -> Scored:
             self.remember([row.chunk for row in rows_from_table(found)])
@@ -92,44 +94,52 @@ class Search:
         if not np.isfinite(vector_E).all() or not vector_E.any():
             raise InputError("the vector to search for is zero, NaN or infinite", "check the embedder")
 
-        def search(table: Table, count: int, exact: bool) -> pa.Table:
-            builder = table.search(vector_E, vector_column_name="vector").distance_type("cosine")
-            builder = (
-                builder.bypass_vector_index() if exact else builder.nprobes(NUM_PROBES).refine_factor(REFINE_FACTOR)
-            )
-            return self._mine(builder.select(["id", "_distance"]).limit(count)).to_arrow()
+        def search(table: Table, count: int, exact: bool) -> Any:
+            query = table.query().nearest_to(vector_E).column("vector").distance_type("cosine")
+            query = query.bypass_vector_index() if exact else query.nprobes(NUM_PROBES).refine_factor(REFINE_FACTOR)
+            return query.select(["id", "_distance"]).limit(count)
 
         def scored(found: pa.Table) -> Scored:
             return [(row["id"], 1.0 - row["_distance"]) for row in found.to_pylist()]
 
         return self._grow(name, search, scored, limit)
 
-    def _mine(self, builder):
-        """Filters by namespace before the search, where the bank has other namespaces at all."""
-        return builder.where(self.scope.where(), prefilter=True) if self._sight.others else builder
+    def _ask(
+        self, name: str, search: Callable[[Table, int, bool], Any], count: int, exact: bool
+    ) -> tuple[int, pa.Table] | None:
+        """The version of the chunks, and what a search finds; by namespace only where the bank has others at all."""
+        mine = self.scope.where() if self._sight.others else None
+
+        async def ask(chunks: Table, table: Table) -> tuple[int, pa.Table]:
+            query = search(table, count, exact)
+            found = await (query.where(mine) if mine else query).to_arrow()
+            return await chunks.version(), found
+
+        return self.store.read_both(CHUNKS_TABLE, name, ask, None)
 
     def _grow(
         self,
         name: str,
-        search: Callable[[Table, int, bool], pa.Table],
+        search: Callable[[Table, int, bool], Any],
         scored: Callable[[pa.Table], Scored],
         limit: int,
     ) -> Scored:
         """Asks for more until `limit` visible chunks are found or there are no more: the same as a filter
         before the search, without its cost where nearly everything is visible. An index that runs out
         first is passed by."""
-        if limit < 1:
-            return []
-        sight, now = self.sight(), self.scope.clock()
-        count, exact = limit + min(sight.num_invisible(now), limit), name == CHUNKS_TABLE
-        while True:
-            found = self.store.read(name, lambda table, count=count, exact=exact: search(table, count, exact), None)
-            if found is None:
-                return []
-            hits = [(id, score) for id, score in scored(found) if math.isfinite(score) and sight.visible(id, now)]
+        now, exact = self.scope.clock(), name == CHUNKS_TABLE
+        count = limit + min(self._sight.num_invisible(now), limit)
+        retries = MAX_RETRIES
+        while limit > 0 and (asked := self._ask(name, search, count, exact)) is not None:
+            version, found = asked
+            if version != self._sight.version and retries:
+                self._sight, retries = self._look(), retries - 1
+                continue
+            hits = [(id, score) for id, score in scored(found) if math.isfinite(score) and self._sight.visible(id, now)]
             if len(hits) >= limit or (exact and found.num_rows < count):
                 return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:limit]
             count, exact = (count * GROWTH, exact) if found.num_rows == count else (count, True)
+        return []
 
     # --- chunks that were read, in RAM --------------------------------------------------------
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +16,13 @@ import pyarrow as pa
 
 from remanence.bank.guard import guard
 from remanence.bank.lock import writer_lock
+from remanence.bank.loop import run
 from remanence.bank.meta import Meta, TextIndex, check_empty, read_meta, write_meta
 from remanence.bank.rows import CHUNKS, USAGE
 from remanence.bank.seal import Seal
 from remanence.errors import BankCorrupted, BankError, InputError
 
-Table = Any  # lancedb's LanceTable
+Table = Any  # lancedb's AsyncTable
 Result = TypeVar("Result")
 
 CHUNKS_TABLE, USAGE_TABLE = "chunks", "usage"
@@ -29,6 +31,9 @@ MAX_LOOSE_COMMITS, MAX_LOOSE_PAYLOADS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 2_000, 
 """A table is tidied after so many commits (payloads are long: later), or once so many rows and such a share of it
 are in no index: then all tidying together costs a small multiple of the writing."""
 MIN_ROWS_FOR_VECTOR_INDEX = 20_000
+MAX_TABLES = 10_000
+RECENT_NS = 3_000_000_000
+"""Coarser than the clock of any file system: a folder that changed earlier has not changed twice within one tick."""
 KEEP_VERSIONS = timedelta(minutes=5)
 """Long enough for a reader in another process to finish what it began."""
 
@@ -41,6 +46,7 @@ class Store:
         self.name = str(folder) if folder else "in RAM"
         self.seal = Seal(folder) if folder else None
         self._tables: dict[str, Table] = {}
+        self._stamps: dict[str, int] = {}
         self._loose: dict[str, list[int]] = {}
         self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
         os.environ.setdefault("LANCE_LOG", "error")  # else notes to Lance's developers land on stderr
@@ -52,10 +58,10 @@ class Store:
         with guard(self.name):
             self.meta = self._open_meta(text_index)
             self._meta_seen = self._meta_stamp()
-            self._db: Any = lancedb.connect(str(folder) if folder else "memory://", session=session)
+            self._db: Any = run(lancedb.connect_async(str(folder) if folder else "memory://", session=session))
             if not self.meta.ready:
                 self._make_tables()
-            elif self.open(CHUNKS_TABLE) is None:
+            elif not self.exists(CHUNKS_TABLE):
                 hint = "restore the folder chunks.lance from a copy of the bank"
                 raise BankCorrupted(f"bank {self.name!r} has lost its table of chunks", hint)
 
@@ -83,43 +89,70 @@ class Store:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def open(self, name: str) -> Table | None:
+    async def _open(self, name: str) -> Table | None:
         """Table `name` at its newest version; None where the bank has none of this name."""
         if name not in self.meta.tables:
             self._reload_meta()
         if name not in self.meta.tables:
             return None
-        table = self._tables.get(name)
-        if table is None:
-            if name not in self._db.list_tables(limit=10_000).tables:
-                return None
-            table = self._tables[name] = self._db.open_table(name)
-        else:
-            table.checkout_latest()
+        table, stamp = self._tables.get(name), self._stamp(name)
+        if table is not None and stamp == self._stamps.get(name, 0) and time.time_ns() - stamp > RECENT_NS:
+            return table
+        if table is not None:
+            await table.checkout_latest()
+        elif name in await self._names():
+            table = self._tables[name] = await self._db.open_table(name)
+        self._stamps[name] = stamp
         return table
 
+    def _stamp(self, name: str) -> int:
+        """When a version of table `name` was last added or removed, in nanoseconds; 1: in RAM, by this store alone."""
+        if self.folder is None:
+            return 1
+        try:
+            return (self.folder / f"{name}.lance" / "_versions").stat().st_mtime_ns
+        except OSError:
+            return time.time_ns()
+
+    async def _names(self) -> list[str]:
+        return (await self._db.list_tables(limit=MAX_TABLES)).tables
+
+    def exists(self, name: str) -> bool:
+        with guard(self.name):
+            return run(self._open(name)) is not None
+
     def existing(self, name: str) -> Table:
-        """Like `open`, where the bank must have it."""
-        table = self.open(name)
+        """Lance's table, where the bank must have it; its methods are coroutines for `loop.run`."""
+        table = run(self._open(name))
         if table is None:
             raise BankCorrupted(f"bank {self.name!r} has lost its table {name!r}", "run `remanence bank verify`")
         return table
 
-    def read(self, name: str, action: Callable[[Table], Result], empty: Result) -> Result:
-        """`action` on table `name`, once more if a `compact` elsewhere took its files away; `empty`: no such table."""
+    def read(self, name: str, action: Callable[[Table], Awaitable[Result]], empty: Result) -> Result:
+        """What `action` on table `name` gives; `empty`: there is no such table."""
+        return self.read_both(name, name, lambda table, _: action(table), empty)
+
+    def read_both(
+        self, name: str, other: str, action: Callable[[Table, Table], Awaitable[Result]], empty: Result
+    ) -> Result:
+        """`action` on two tables, once more if a `compact` elsewhere took their files away."""
+
+        async def attempt() -> Result:
+            tables = [await self._open(each) for each in dict.fromkeys((name, other))]
+            return empty if None in tables else await action(tables[0], tables[-1])
+
         with guard(self.name):
             try:
-                table = self.open(name)
-                return empty if table is None else action(table)
+                return run(attempt())
             except Exception:
                 self._tables.pop(name, None)
+                self._tables.pop(other, None)
                 self._reload_meta()
-            table = self.open(name)
-            return empty if table is None else action(table)
+            return run(attempt())
 
     def version(self, name: str) -> int:
         """Grows with every change of the table, whoever made it; 0 where there is none."""
-        return self.read(name, lambda table: table.version, 0)
+        return self.read(name, lambda table: table.version(), 0)
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -142,14 +175,14 @@ class Store:
                 finally:
                     self._depth -= 1
 
-    def commit(self, name: str, action: Callable[[Table], Any], num_rows: int = 0) -> int:
+    def commit(self, name: str, action: Callable[[Table], Awaitable[Any]], num_rows: int = 0) -> int:
         """One change of table `name`: atomic, and on disk when this returns. Returns the new version."""
         with self.writing():
             table = self.existing(name)
-            action(table)
+            run(action(table))
             self._sync(name)
             self._tidy(name, table, num_rows)
-            return table.version
+            return run(table.version())
 
     def create(self, name: str, schema: pa.Schema, entry: dict[str, Any]) -> None:
         """Makes table `name` if it is missing, with its indexes; `entry` says in `meta.json` what it holds."""
@@ -157,8 +190,8 @@ class Store:
             if self.meta.tables.get(name) != entry:
                 self.meta.tables[name] = entry
                 self.save_meta()
-            if name not in self._db.list_tables(limit=10_000).tables:
-                self._tables[name] = self._db.create_table(name, schema=schema)
+            if name not in run(self._names()):
+                self._tables[name] = run(self._db.create_table(name, schema=schema))
                 self.make_indexes(name)
                 self._sync(name)
 
@@ -168,7 +201,7 @@ class Store:
             self.meta.tables.pop(name, None)
             self.meta.dirty = [other for other in self.meta.dirty if other != name]
             with self.removing(name):
-                self._db.drop_table(name)
+                run(self._db.drop_table(name))
             self.save_meta()
 
     def mark_dirty(self, name: str) -> None:
@@ -189,7 +222,7 @@ class Store:
         from lancedb.index import FTS, Bitmap, BTree, IvfSq
 
         table = self.existing(name)
-        present = {column for index in table.list_indices() for column in index.columns}
+        present = {column for index in run(table.list_indices()) for column in index.columns}
         wanted: dict[str, Any] = {} if name == USAGE_TABLE else {"id": BTree(), "namespace": Bitmap()}
         if name == CHUNKS_TABLE:
             text = self.meta.text_index
@@ -203,15 +236,15 @@ class Store:
                 with_position=False,
             )
             wanted |= {"expires": BTree(), "hidden_until": BTree(), "supersedes": BTree()}
-        if "vector" in table.schema.names and table.count_rows() >= MIN_ROWS_FOR_VECTOR_INDEX:
+        if "vector" in run(table.schema()).names and run(table.count_rows()) >= MIN_ROWS_FOR_VECTOR_INDEX:
             wanted["vector"] = IvfSq(distance_type="cosine")
         for column, config in wanted.items():
             if anew or column not in present:
-                table.create_index(column, config=config)
+                run(table.create_index(column, config=config))
 
     def refresh(self, name: str) -> None:
         """Brings the indexes of `name` up to date; rows with long payloads stay in the files that they are in."""
-        if self.existing(name).schema.names[-1] != "payload":
+        if run(self.existing(name).schema()).names[-1] != "payload":
             return self.optimize(name)
         self.make_indexes(name, anew=True)
         self._sync(name)
@@ -223,7 +256,7 @@ class Store:
         self.make_indexes(name)
         with self.removing(name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*cleanup_older_than.*", category=UserWarning)
-            table.optimize(cleanup_older_than=keep, delete_unverified=True)  # no other writer: we hold the lock
+            run(table.optimize(cleanup_older_than=keep, delete_unverified=True))  # no other writer: we hold the lock
         self._loose[name] = [0, 0]
 
     @contextmanager
@@ -242,12 +275,12 @@ class Store:
 
     def _tidy(self, name: str, table: Table, num_rows: int) -> None:
         if name not in self._loose:
-            self._loose[name] = [table.stats()["fragment_stats"]["num_small_fragments"], 0]
-        loose, has_payloads = self._loose[name], table.schema.names[-1] == "payload"
+            self._loose[name] = [run(table.stats())["fragment_stats"]["num_small_fragments"], 0]
+        loose, has_payloads = self._loose[name], run(table.schema()).names[-1] == "payload"
         loose[0], loose[1] = loose[0] + 1, loose[1] + num_rows
         if loose[0] >= (MAX_LOOSE_PAYLOADS if has_payloads else MAX_LOOSE_COMMITS):
             self.optimize(name)
-        elif loose[1] >= max(MIN_LOOSE_ROWS, LOOSE_SHARE * table.count_rows()):
+        elif loose[1] >= max(MIN_LOOSE_ROWS, LOOSE_SHARE * run(table.count_rows())):
             self.refresh(name)
 
     def _meta_stamp(self) -> tuple[int, int] | None:

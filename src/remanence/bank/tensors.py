@@ -13,7 +13,6 @@ from remanence.bank.cache import MemoryCache
 from remanence.bank.codec import check_codec, decode, encode
 from remanence.bank.draft import digest
 from remanence.bank.rows import MEMORIES, any_of, vectors_schema
-from remanence.bank.store import Table
 from remanence.bank.texts import Scope, known
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.types import Memory
@@ -70,7 +69,7 @@ class Memories:
     def register(self, fingerprint: str, description: dict[str, Any]) -> str:
         """Makes the table of `fingerprint` if it is missing; returns its name."""
         name = memories_table(check_fingerprint(fingerprint))
-        if self.store.open(name) is None:
+        if not self.store.exists(name):
             entry = {"kind": "memories", "fingerprint": fingerprint, "description": dict(description)}
             self.store.create(name, MEMORIES, entry)
         return name
@@ -133,7 +132,7 @@ class Memories:
         """From disk, by id, past the RAM cache; those that are not there are left out."""
         name = memories_table(fingerprint)
         condition = self.scope.where(any_of("id", ids))
-        rows = self.store.read(name, lambda table: table.search().where(condition).to_arrow(), None)
+        rows = self.store.read(name, lambda table: table.query().where(condition).to_arrow(), None)
         return {row["id"]: decode_row(row, fingerprint) for row in (rows.to_pylist() if rows is not None else [])}
 
     def missing(self, fingerprint: str, ids: Sequence[str]) -> list[str]:
@@ -146,8 +145,7 @@ class Memories:
         with self.store.writing():
             count = self.count(fingerprint)
             self.cache.clear(fingerprint)
-            table = self.store.open(name)
-            if table is not None and table.count_rows() == count:
+            if self.store.read(name, lambda table: table.count_rows(), -1) == count:
                 self.store.drop(name)
             elif count:
                 delete(self.scope, name, self.scope.where())
@@ -205,15 +203,15 @@ def delete(scope: Scope, name: str, condition: str) -> int:
 def held_ids(scope: Scope, name: str, ids: Sequence[str] | None = None) -> set[str]:
     """Which of `ids` (None: which at all) table `name` has rows of, in this namespace."""
 
-    def read(table: Table, condition: str) -> list[str]:
-        return table.search().where(condition).select(["id"]).to_arrow()["id"].to_pylist()
+    def read(condition: str) -> list[str]:
+        rows = scope.store.read(name, lambda table: table.query().where(condition).select(["id"]).to_arrow(), None)
+        return rows["id"].to_pylist() if rows is not None else []
 
     if ids is None:
-        return set(scope.store.read(name, lambda table: read(table, scope.where()), []))
+        return set(read(scope.where()))
     found: set[str] = set()
     for first in range(0, len(ids), 1_000):
-        condition = scope.where(any_of("id", ids[first : first + 1_000]))
-        found |= set(scope.store.read(name, lambda table, condition=condition: read(table, condition), []))
+        found |= set(read(scope.where(any_of("id", ids[first : first + 1_000]))))
     return found
 
 
@@ -228,7 +226,7 @@ def put_vectors(scope: Scope, embedder: str, ids: Sequence[str], vector_NE: np.n
         known(scope, ids)
         name = vectors_table(embedder)
         check_dim(scope, name, embedder, vector_NE.shape[1])
-        if scope.store.open(name) is None:
+        if not scope.store.exists(name):
             scope.store.create(
                 name,
                 vectors_schema(vector_NE.shape[1]),

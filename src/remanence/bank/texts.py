@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from remanence.bank.draft import Draft, check_draft, check_ids, content_hash
 from remanence.bank.rows import Row, any_of, hidden_until, quote, rows_from_table, rows_to_table
-from remanence.bank.store import CHUNKS_TABLE, Store
+from remanence.bank.store import CHUNKS_TABLE, Store, Table
 from remanence.errors import BankError, InputError, UnknownChunk
 from remanence.types import Chunk
 
@@ -36,7 +37,7 @@ class Scope:
         for first in range(0, len(values), LOOKUP_ROWS):
             condition = self.where(any_of(column, values[first : first + LOOKUP_ROWS]))
             table = self.store.read(
-                CHUNKS_TABLE, lambda table, condition=condition: table.search().where(condition).to_arrow(), None
+                CHUNKS_TABLE, lambda table, condition=condition: table.query().where(condition).to_arrow(), None
             )
             rows += rows_from_table(table) if table is not None else []
         return rows
@@ -209,11 +210,11 @@ def _commit(change: Change) -> None:
         return
     store.mark_dirty(CHUNKS_TABLE)
 
-    def merge(chunks) -> None:
+    def merge(chunks: Table) -> Awaitable[Any]:
         builder = chunks.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         if gone:
             builder = builder.when_not_matched_by_source_delete(scope.where(" OR ".join(gone)))
-        builder.execute(table)
+        return builder.execute(table)
 
     if rows:
         store.commit(CHUNKS_TABLE, merge, len(rows))

@@ -31,7 +31,7 @@ class Usage:
 
     def counts(self) -> dict[str, Count]:
         """Chunk id -> (number of recalls, time of the last), for what was ever recalled."""
-        table = self.scope.store.read(USAGE_TABLE, lambda t: t.search().where(self.scope.where()).to_arrow(), None)
+        table = self.scope.store.read(USAGE_TABLE, lambda t: t.query().where(self.scope.where()).to_arrow(), None)
         stored = _by_id(table)
         with self._lock:
             pending = dict(self._pending)
@@ -62,7 +62,7 @@ class Usage:
         stored: dict[str, Count] = {}
         for first in range(0, len(ids), LOOKUP_ROWS):
             where = self.scope.where(any_of("id", ids[first : first + LOOKUP_ROWS]))
-            table = self.scope.store.read(USAGE_TABLE, lambda t, where=where: t.search().where(where).to_arrow(), None)
+            table = self.scope.store.read(USAGE_TABLE, lambda t, where=where: t.query().where(where).to_arrow(), None)
             stored |= _by_id(table)
         return stored
 

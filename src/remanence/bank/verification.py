@@ -14,6 +14,7 @@ from remanence.bank.compact import orphans
 from remanence.bank.draft import content_hash
 from remanence.bank.guard import guard
 from remanence.bank.listing import live_ids
+from remanence.bank.loop import run
 from remanence.bank.reports import VerifyReport
 from remanence.bank.rows import row_from_dict
 from remanence.bank.store import CHUNKS_TABLE, Store
@@ -75,9 +76,10 @@ def _check_rows(bank: Bank, name: str, problem: Callable[[dict[str, Any]], str |
 
 
 def _batches(store: Store, name: str, where: str) -> Iterator[pa.RecordBatch]:
-    reader = store.read(name, lambda table: table.search().where(where).to_batches(batch_size=BATCH_ROWS), None)
+    reader = store.read(name, lambda table: table.query().where(where).to_batches(max_batch_length=BATCH_ROWS), None)
     with guard(store.name):
-        yield from reader if reader is not None else ()
+        while reader is not None and (batch := run(anext(reader, None))) is not None:
+            yield batch
 
 
 def _chunk_problem(columns: dict[str, Any]) -> str | None:
