@@ -83,3 +83,14 @@ def test_an_unknown_method_is_answered_with_the_nearest(call, bank):
     outcome = call("ask", QUESTION, "--method", "memori3", model=True)
     assert outcome.code == 2
     assert "did you mean 'memory3'" in outcome.err
+
+
+def test_a_damaged_memory_is_refused_never_answered_from(call, bank):
+    for payload in bank.glob("memories-*/data/*"):
+        data = bytearray(payload.read_bytes())
+        data[len(data) // 2] ^= 1
+        payload.write_bytes(data)
+    outcome = call("ask", QUESTION, model=True)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1
