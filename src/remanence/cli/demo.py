@@ -165,7 +165,7 @@ def _show_forgotten(forgotten: dict[str, Any] | None) -> None:
     if forgotten:
         recalled = "nothing recalled" if not forgotten["recalled"] else "other memories recalled"
         say(
-            f"Then one memory was forgotten. {forgotten['question']} ",
+            f"\nThen one memory was forgotten. {forgotten['question']} ",
             (one_line(forgotten["answer_before"], 40), "green"),
             " became ",
             (one_line(clean(forgotten["answer"]), 40) or "no answer", "yellow"),
