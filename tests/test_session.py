@@ -169,12 +169,15 @@ def test_stop_strings_end_the_answer_and_are_not_part_of_it(session: rm.Session)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda s: s.generate("   "), "empty"),
+        (lambda s: s.generate("   "), "white space"),
+        (lambda s: s.generate([]), "empty"),
+        (lambda s: s.generate("\ud800"), "surrogate"),
+        (lambda s: s.write("\ud800"), "surrogate"),
         (lambda s: s.generate("word " * 3000), "positions"),
         (lambda s: s.generate("a", max_tokens=0), "max_tokens 0"),
         (lambda s: s.generate("a", temperature=-1.0), "temperature"),
         (lambda s: s.generate("a", top_p=0.0), "top_p"),
-        (lambda s: s.write("  \n "), "no word"),
+        (lambda s: s.write("  \n "), "white space"),
     ],
 )
 def test_bad_input_is_one_line_with_a_way_out(session: rm.Session, call, words: str):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from remanence import methods
+from remanence import answers, methods
 from remanence.bank import Bank, Draft
 from remanence.errors import InputError
 from remanence.lm.decode import Row, Sampling, decode
@@ -18,6 +18,7 @@ from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt, Reading
 from remanence.recall import BankRecall, describe, write_chunks
 from remanence.text.chunks import split
+from remanence.text.decode import check_text
 from remanence.text.embed import Embedder
 from remanence.text.retrieve import Kind, Retriever
 from remanence.types import Chunk, ForgetReceipt, Piece, Recall, Receipt, Reply, Usage
@@ -150,9 +151,8 @@ class Session:
             yield batch
 
     def _drafts(self, document: Text, expires: float | None, supersedes: str | None) -> list[Draft]:
-        pieces = split(document.text, self.lm.count_tokens, self.method.reference_tokens())
-        if not pieces:
-            raise InputError(f"{document.source or 'the text'!r} has no word in it", "write a text that says something")
+        text = check_text(document.text, document.source or "the text")
+        pieces = split(text, self.lm.count_tokens, self.method.reference_tokens())
         return [
             Draft(
                 text=piece.text,
@@ -229,8 +229,11 @@ class Session:
         return write_chunks(self.lm, self.method, chunks)
 
     def forget(self, *ids: str) -> ForgetReceipt:
-        """Removes chunks and all that was made of them. Raises UnknownChunk, and removes nothing then."""
-        return self.bank.forget(list(ids))
+        """Removes chunks, all that was made of them, and answers kept for `why`. UnknownChunk: nothing is removed."""
+        receipt = self.bank.forget(list(ids))
+        if self.bank.path is not None:
+            answers.scrub(self.bank.path, receipt.ids)
+        return receipt
 
     # -- generating ------------------------------------------------------------------------------------------
 
@@ -290,8 +293,9 @@ class Session:
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if not messages or not messages[-1]["content"].strip():
-            raise InputError("the question is empty", "ask a question of at least one word")
+        if not messages:
+            raise InputError("the conversation is empty", "ask a question of at least one word")
+        check_text(messages[-1]["content"], "the question")
         return Prompt(tuple(self.lm.render(messages)), messages[-1]["content"])
 
     def close(self) -> None:

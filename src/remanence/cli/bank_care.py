@@ -149,8 +149,8 @@ def migrate(
     as_json: o.JsonOption = False,
 ) -> None:
     """Make memories of all texts for another model or method; texts stay as they are."""
-    with open_bank(bank, namespace) as opened, open_session(None, namespace, model, method, 0) as session:
-        session.bank = opened  # a session on this bank would refuse: its memories are another model's
+    with open_session(bank, namespace, model, method, 0, adopt=True) as session:
+        opened = session.bank
         with progress("Migrating", total=len(opened), quiet=as_json) as advance:
             count = session.migrate(on_progress=advance)
         others = [fingerprint for fingerprint in opened.fingerprints() if fingerprint != session.fingerprint]

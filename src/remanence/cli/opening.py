@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def open_session(
-    bank: Path | None, namespace: str, model: str, method: str, seed: int, *, new: bool = False
+    bank: Path | None, namespace: str, model: str, method: str, seed: int, *, new: bool = False, adopt: bool = False
 ) -> Session:
-    """`new`: the bank may be made now. Otherwise a bank that is not there is an InputError."""
+    """`new`: the bank may be made now; otherwise a bank that is not there is an InputError. `adopt`: to migrate."""
     if bank is not None and not new:
         check_bank(bank)
     with progress(f"Loading {model}"):
         from remanence.session import Session
 
-        return Session(model, bank, method, namespace=namespace, seed=seed)
+        return Session(model, bank, method, namespace=namespace, seed=seed, adopt=adopt)
 
 
 def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:
