@@ -26,7 +26,7 @@ from remanence.types import Hit
 QUESTION = "What does the survey of the Harlow lighthouse say about its lamp?"
 TOPIC = "Survey of the Harlow lighthouse, part {}: "
 NUM_OTHERS = 95
-"""Chunks about other things in the bank, so that the search has something to search."""
+"""Passages about other things in the bank, so that the search has something to search."""
 WARM, DISK, COLD, TEXT, PLAIN = "memory3_warm", "memory3_disk", "memory3_cold", "retrieved_text", "plain"
 
 
@@ -116,6 +116,7 @@ class Stand:
                 f"{options.reference_tokens} tokens are more than a memory of {options.method!r} holds",
                 f"use --reference-tokens {self.warm.method.reference_tokens()} or less",
             )
+        self.warm.bank.index()  # as it is after a while of use
         self.disk = Session(self.lm, Bank.open(folder, ram_bytes=0), options.method)
         self.text = Session(self.lm, self.warm.bank, TEXT)
         self.retriever = SameReferences(self.warm, self.ids)

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from remanence.errors import InputError
 from remanence.lm.lm import LM
+from remanence.lm.resident import Resident
 from remanence.types import Prefix
 
 Refresh = Callable[[list[list[int]]], Prefix | None]
@@ -79,7 +80,7 @@ def decode(
     cache = DynamicCache(config=lm.model.config)
     positions_BT = offset + (mask_BS.cumsum(-1) - 1).clamp(min=0)
     padded = not bool(mask_BS.all())
-    memory = prefix
+    memory, resident = prefix, Resident(lm.model, cache, padded)
     for step in range(max_tokens):
         logits_BTV = lm.forward(ids_BT, memory, positions_BT, mask_BS if padded else None, cache, last_only=True)
         for row, logits_V in zip(rows, logits_BTV[:, -1].float(), strict=True):
@@ -88,10 +89,10 @@ def decode(
         if all(row.finish for row in rows):
             return
         if step == 0:
-            memory = decoding_prefix if decoding_prefix is not None else prefix
+            memory = resident.place(decoding_prefix if decoding_prefix is not None else prefix)
         every = None if prefix is None else prefix.refresh_tokens
         if refresh is not None and every and (step + 1) % every == 0:
-            memory = refresh([row.all_ids for row in rows])
+            memory = resident.place(refresh([row.all_ids for row in rows]))
         ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=lm.device)
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(rows), 1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1
