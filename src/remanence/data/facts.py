@@ -59,13 +59,14 @@ def random_fact(rng: Random, split: str, subject: Subject, attribute: Attribute 
 
 
 def sample_group(
-    rng: Random, num_passages: int, split: str = TRAIN, *, max_facts: int = 4, filler: float = 0.25
+    rng: Random, num_passages: int, split: str = TRAIN, *, max_facts: int = 4, filler: float = 0.25, alike: float = 0.6
 ) -> Example:
     """Passages with overlapping attributes and one or two questions for each fact, shuffled.
 
-    `max_facts` bounds the facts of one passage; `filler` is the chance of an idle sentence after a fact.
+    `max_facts` bounds the facts of one passage; `filler` is the chance of an idle sentence after a fact; `alike`
+    the chance that a subject is of the kind of the one before, and an attribute one that was used before.
     """
-    facts_of = _related_facts(rng, num_passages, split, max_facts)
+    facts_of = _related_facts(rng, num_passages, split, max_facts, alike)
     act = verb(rng, split)
     passages = tuple(write_passage(rng, facts, split, filler, act) for facts in facts_of)
     everything = [fact for facts in facts_of for fact in facts]
@@ -88,17 +89,17 @@ def _unambiguous(questions: list[Question]) -> tuple[Question, ...]:
     return tuple(question for question in questions if len(answers[question.text]) == 1)
 
 
-def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int) -> list[list[Fact]]:
+def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int, alike: float) -> list[list[Fact]]:
     """Fact lists, one per passage: often the same attributes of other subjects, as a search would return."""
     shared = [random_subject(rng, split)]
     used: set[tuple[str, str]] = set()
     groups = []
     for _ in range(num_passages):
-        subject = twin(rng, shared[-1], split) if rng.random() < 0.6 else random_subject(rng, split)
+        subject = twin(rng, shared[-1], split) if rng.random() < alike else random_subject(rng, split)
         known = [fact.attribute for group in groups for fact in group if fact.attribute.subject == subject.kind]
         group: list[Fact] = []
         for _ in range(rng.randint(1, max_facts)):
-            attribute = rng.choice(known) if known and rng.random() < 0.6 else None
+            attribute = rng.choice(known) if known and rng.random() < alike else None
             fact = random_fact(rng, split, subject, attribute)
             if (fact.subject.name, fact.attribute.name) not in used:
                 used.add((fact.subject.name, fact.attribute.name))

@@ -45,7 +45,9 @@ def draw_row(rng: Random, phase: Phase, corpora: Corpora, vocab_size: int, split
 def facts_row(rng: Random, phase: Phase, split: str) -> Row:
     """Passages of the generator; a question is never asked twice of the same fact."""
     while True:
-        example = sample_group(rng, rng.randint(*phase.passages), split, max_facts=phase.facts)
+        example = sample_group(
+            rng, rng.randint(*phase.passages), split, max_facts=phase.facts, filler=phase.filler, alike=phase.alike
+        )
         if example.questions:
             pairs = [(question.text, question.answer) for question in example.questions]
             return Row([passage.text for passage in example.passages], pairs)

@@ -22,7 +22,8 @@ class Shape:
 class Phase:
     """A stretch of training with rows of one fixed length.
 
-    `num_steps` is its length; `tokens` the row length; `facts` the most facts of one passage. The shares of
+    `num_steps` is its length; `tokens` the row length; `facts` the most facts of one passage; `filler` and `alike`
+    are those of the generator. The shares of
     a row's kind (`drill`: random tokens to copy; `books`, `squad`, `babi`) leave the rest to the generator.
     With memory, `slots` is the number of tokens kept per KV head (None keeps all), and `plain_tokens` the
     length of the rows that still have their passages as text.
@@ -33,6 +34,8 @@ class Phase:
     tokens: int
     passages: tuple[int, int]
     facts: int
+    filler: float = 0.25
+    alike: float = 0.6
     drill: float = 0.0
     books: float = 0.0
     squad: float = 0.0
@@ -50,9 +53,11 @@ WARMUP = (
 )
 
 CONTINUAL = (
-    Phase(700, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=None, plain_tokens=384),
-    Phase(400, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=16, plain_tokens=384),
-    Phase(2400, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=8, plain_tokens=384),
+    Phase(550, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=None, plain_tokens=384),
+    Phase(150, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=16, plain_tokens=384),
+    Phase(1300, 16, 160, (2, 5), 1, filler=0.03, alike=0.9, slots=8, plain_tokens=240),
+    Phase(600, 12, 224, (2, 5), 2, filler=0.1, alike=0.8, squad=0.04, slots=8, plain_tokens=320),
+    Phase(3000, 10, 256, (2, 5), 3, alike=0.7, squad=0.06, babi=0.02, slots=8, plain_tokens=384),
 )
 
 
@@ -65,7 +70,7 @@ class Recipe:
     warmup: tuple[Phase, ...] = WARMUP
     continual: tuple[Phase, ...] = CONTINUAL
     plain_every: int = 5
-    continual_lr: float = 0.75
+    continual_lr: float = 1.0
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
     matrix_lr: float = 2e-3
