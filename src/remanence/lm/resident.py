@@ -30,7 +30,9 @@ class Resident:
 
     def place(self, prefix: Prefix | None) -> Prefix | None:
         """Replaces what was placed before; returns what must still be given as `memory=`: None, or `prefix` itself."""
-        fits = self.is_possible and isinstance(prefix, LayerPrefix) and self._fits(prefix)
+        if not self.is_possible:
+            return prefix
+        fits = isinstance(prefix, LayerPrefix) and self._fits(prefix)
         for i, layer in enumerate(self.layers):
             kv = prefix.kvs[i] if fits and isinstance(prefix, LayerPrefix) else None
             num_columns = 0 if kv is None else kv.key_BGMD.shape[2]
