@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from remanence.bank.guard import guard
+from remanence.bank.heap import trim
 from remanence.bank.lock import writer_lock
 from remanence.bank.loop import run
 from remanence.bank.meta import Meta, TextIndex, check_empty, read_meta, write_meta
@@ -26,12 +27,13 @@ Table = Any  # lancedb's AsyncTable
 Result = TypeVar("Result")
 
 CHUNKS_TABLE, USAGE_TABLE = "chunks", "usage"
-INDEX_CACHE_BYTES, METADATA_CACHE_BYTES = 256 << 20, 64 << 20
-MAX_LOOSE_COMMITS, MAX_LOOSE_PAYLOADS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 2_000, 2_000, 0.2
-"""A table is tidied after so many commits (payloads are long: later), or once so many rows and such a share of it
-are in no index: then all tidying together costs a small multiple of the writing."""
+INDEX_CACHE_BYTES, METADATA_CACHE_BYTES = 96 << 20, 32 << 20
+MIN_LOOSE_COMMITS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 2_000, 0.2
+MAX_LOOSE_COMMITS = {"vector": 256, "payload": 2_000}
+"""A table is tidied after so many commits (later where that costs more, by its last column), or once so many rows
+and such a share of it are in no index: then all tidying together costs a small multiple of the writing."""
 MIN_ROWS_FOR_VECTOR_INDEX = 20_000
-MAX_TABLES = 10_000
+MAX_TABLES, BULK_ROWS = 10_000, 256
 RECENT_NS = 3_000_000_000
 """Coarser than the clock of any file system: a folder that changed earlier has not changed twice within one tick."""
 KEEP_VERSIONS = timedelta(minutes=5)
@@ -49,7 +51,8 @@ class Store:
         self._stamps: dict[str, int] = {}
         self._loose: dict[str, list[int]] = {}
         self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
-        os.environ.setdefault("LANCE_LOG", "error")  # else notes to Lance's developers land on stderr
+        for variable in ("LANCE_LOG", "LANCEDB_LOG"):  # else notes to Lance's developers land on stderr
+            os.environ.setdefault(variable, "error")
         try:
             import lancedb
         except ImportError:
@@ -181,7 +184,10 @@ class Store:
             table = self.existing(name)
             run(action(table))
             self._sync(name)
-            self._tidy(name, table, num_rows)
+            with suppress(Exception):  # the change is safe; a full disk is told by the next one
+                self._tidy(name, table, num_rows)
+            if num_rows >= BULK_ROWS:
+                trim()
             return run(table.version())
 
     def create(self, name: str, schema: pa.Schema, entry: dict[str, Any]) -> None:
@@ -248,16 +254,21 @@ class Store:
             return self.optimize(name)
         self.make_indexes(name, anew=True)
         self._sync(name)
+        trim()
         self._loose.setdefault(name, [0, 0])[1] = 0
 
     def optimize(self, name: str, keep: timedelta = KEEP_VERSIONS) -> None:
         """Merges small files, brings indexes up to date, and removes versions older than `keep`."""
         table = self.existing(name)
-        self.make_indexes(name)
+        for index in run(table.list_indices()):
+            if "vector" in index.columns:  # made anew: Lance 0.40 loses partitions when it merges two of these
+                run(table.drop_index(index.name))
         with self.removing(name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*cleanup_older_than.*", category=UserWarning)
             run(table.optimize(cleanup_older_than=keep, delete_unverified=True))  # no other writer: we hold the lock
+            self.make_indexes(name)
         self._loose[name] = [0, 0]
+        trim()
 
     @contextmanager
     def removing(self, name: str) -> Iterator[None]:
@@ -276,9 +287,9 @@ class Store:
     def _tidy(self, name: str, table: Table, num_rows: int) -> None:
         if name not in self._loose:
             self._loose[name] = [run(table.stats())["fragment_stats"]["num_small_fragments"], 0]
-        loose, has_payloads = self._loose[name], run(table.schema()).names[-1] == "payload"
+        loose = self._loose[name]
         loose[0], loose[1] = loose[0] + 1, loose[1] + num_rows
-        if loose[0] >= (MAX_LOOSE_PAYLOADS if has_payloads else MAX_LOOSE_COMMITS):
+        if loose[0] >= MAX_LOOSE_COMMITS.get(run(table.schema()).names[-1], MIN_LOOSE_COMMITS):
             self.optimize(name)
         elif loose[1] >= max(MIN_LOOSE_ROWS, LOOSE_SHARE * run(table.count_rows())):
             self.refresh(name)
