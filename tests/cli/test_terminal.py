@@ -25,9 +25,22 @@ def test_json_is_one_object_and_keeps_characters(capsys):
     assert json.loads(out)["usage"]["memory_tokens"] == 3
 
 
+def test_json_cannot_steer_the_terminal_and_is_read_back_unchanged(capsys):
+    text = "a\x1b[31m\x9b31m\x7f\u202e\tb\nc"
+    terminal.print_json({"text": text})
+    out = capsys.readouterr().out
+    assert terminal.clean(out) == out
+    assert json.loads(out)["text"] == text
+
+
 def test_markup_in_a_text_is_text(capsys):
-    terminal.say("[bold]x[/bold] :smile:")
-    assert capsys.readouterr().out == "[bold]x[/bold] :smile:\n"
+    text = "[bold]x[/bold] :smile: [/etc/passwd]"
+    terminal.say(text)
+    shown = terminal.table("text")
+    shown.add_row(text)
+    terminal.out().print(shown)
+    said, heading, cell = capsys.readouterr().out.splitlines()
+    assert (said, heading.strip(), cell.strip()) == (text, "text", text)
 
 
 class Terminal(io.StringIO):
@@ -44,9 +57,9 @@ def test_progress_is_silent_in_a_pipe(capsys):
 def test_progress_shows_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     for total in (3, None):
-        with terminal.progress("Working", total=total) as advance:
+        with terminal.progress("Working on [/a]", total=total) as advance:
             advance(2)
-    assert "Working" in sys.stderr.getvalue()
+    assert "Working on [/a]" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize(("typed", "agreed"), [("y\n", True), ("YES\n", True), ("n\n", False), ("\n", False)])

@@ -32,7 +32,7 @@ def _console(file: Any) -> Console:
     if hasattr(file, "reconfigure"):
         file.reconfigure(errors="replace")  # a terminal without UTF-8 gets '?', not a crash
     width = None if file.isatty() else PIPE_WIDTH
-    return Console(file=file, width=width, highlight=False, emoji=False)
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
 def clean(text: str) -> str:
@@ -64,9 +64,10 @@ def fail(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object; indented where a person looks at it."""
+    """One JSON object; indented where a person looks at it. Characters that steer a terminal are escaped."""
     indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, default=_plain) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +115,7 @@ def progress(label: str, total: int | None = None, quiet: bool = False) -> Itera
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     middle = [BarColumn(), MofNCompleteColumn()] if total is not None else [TextColumn("{task.fields[done]}")]
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), *middle, TimeElapsedColumn()]
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), *middle, TimeElapsedColumn()]
     with Progress(*columns, console=err(), transient=True) as bar:
         task = bar.add_task(label, total=total, done="")
 
