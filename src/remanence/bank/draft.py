@@ -13,6 +13,8 @@ from remanence.errors import InputError, UnknownChunk
 ID = re.compile(r"[0-9a-f]{16}")
 UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 MAX_NAMESPACE_CHARS = 256
+MAX_TOKENS, MAX_CHARS = 2**31 - 1, 2**63 - 1
+"""What the columns of a count and of a position hold."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,20 @@ def check_draft(draft: Draft) -> None:
         if bad := UNSTORABLE.search(getattr(draft, name)):
             problem = f"a chunk's {name} has the character U+{ord(bad[0]):04X} at {bad.start()}"
             raise InputError(problem, "remove it: it is half of a broken character, or the text is a binary file")
-    if draft.num_tokens < 0 or draft.start < 0 or draft.end < draft.start:
-        span = f"num_tokens={draft.num_tokens}, start={draft.start}, end={draft.end}"
-        raise InputError(f"a chunk has {span}", "counts are at least 0 and end is not before start")
+    counts = (draft.num_tokens, draft.start, draft.end)
+    if not (all(isinstance(count, int) for count in counts) and _fits(*counts)):
+        span = f"num_tokens={draft.num_tokens!r}, start={draft.start!r}, end={draft.end!r}"
+        raise InputError(f"a chunk has {span}", "use whole numbers of at least 0, and an end that is not before start")
     if draft.expires is not None and not math.isfinite(draft.expires):
         raise InputError(f"a chunk's expires is {draft.expires}", "give seconds since 1970, or None for never")
     if not all(isinstance(value, str) for pair in draft.metadata.items() for value in pair):
         raise InputError(f"a chunk's metadata is {dict(draft.metadata)!r}", "use strings as names and values")
     if any(UNSTORABLE.search(value) for pair in draft.metadata.items() for value in pair):
         raise InputError("a chunk's metadata has a NUL or half of a broken character", "remove it")
+
+
+def _fits(num_tokens: int, start: int, end: int) -> bool:
+    return 0 <= num_tokens <= MAX_TOKENS and 0 <= start <= end <= MAX_CHARS
 
 
 def check_namespace(namespace: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from remanence.bank.guard import guard
-from remanence.bank.heap import trim
+from remanence.bank.heap import limit_arenas, trim
 from remanence.bank.lock import writer_lock
 from remanence.bank.loop import run
 from remanence.bank.meta import Meta, TextIndex, check_empty, read_meta, write_meta
@@ -51,6 +51,7 @@ class Store:
         self._stamps: dict[str, int] = {}
         self._loose: dict[str, list[int]] = {}
         self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
+        limit_arenas()
         for variable in ("LANCE_LOG", "LANCEDB_LOG"):  # else notes to Lance's developers land on stderr
             os.environ.setdefault(variable, "error")
         try:

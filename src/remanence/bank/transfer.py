@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -104,11 +105,21 @@ def _parse(path: Path, line: int, data: bytes) -> Content:
         if content["format"] != FORMAT:
             problem = f"line {line} of {str(path)!r} has format {content['format']}, this remanence reads {FORMAT}"
             raise InputError(problem, "pip install -U remanence")
+        _check_types(content)
         check_draft(_draft(content))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"line {line} of {str(path)!r} is damaged: {type(error).__name__}: {error}"
         raise InputError(problem, "nothing was imported; export the bank again") from None
     return content
+
+
+def _check_types(content: Content) -> None:
+    """A file that somebody made by hand may hold anything, with a checksum that fits."""
+    texts = all(isinstance(content[name], str) for name in ("id", "text", "source"))
+    if not (texts and isinstance(content["supersedes"], str | None) and isinstance(content["metadata"], dict)):
+        raise ValueError("id, text and source are strings, supersedes is one or null, metadata is an object")
+    if not math.isfinite(content["created"]):
+        raise ValueError("created is no number of seconds since 1970")
 
 
 def _draft(content: Content) -> Draft:
