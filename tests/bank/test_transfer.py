@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remanence.bank import Bank, chunk_id
+from remanence.bank import Bank, chunk_id, transfer
 from remanence.errors import BankError, InputError
 
 from .helpers import NOON, add_one, draft
@@ -73,6 +73,35 @@ def test_a_damaged_line_is_named_and_nothing_is_added(bank: Bank, tmp_path: Path
             copy.import_(file)
         assert "\n" not in str(raised.value)
         assert len(copy) == 0
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"text": 5},
+        {"id": []},
+        {"source": None},
+        {"supersedes": []},
+        {"metadata": []},
+        {"metadata": {"a": 1}},
+        {"created": "noon"},
+        {"created": float("nan")},
+        {"num_tokens": 1.5},
+        {"num_tokens": True},
+        {"num_tokens": 2**40},
+        {"end": 2**70},
+    ],
+)
+def test_a_line_made_by_hand_is_refused_before_anything_is_added(bank: Bank, tmp_path: Path, field: dict) -> None:
+    add_one(bank, "one")
+    file = tmp_path / "export.jsonl"
+    bank.export(file)
+    content = json.loads(file.read_text("utf-8")) | field
+    file.write_text(json.dumps(content | {"checksum": transfer._checksum(content)}) + "\n", "utf-8")
+    with Bank.open(None) as copy:
+        with pytest.raises(InputError):
+            copy.import_(file)
+        assert copy.list() == []
 
 
 def test_files_that_cannot_be_used(bank: Bank, tmp_path: Path) -> None:

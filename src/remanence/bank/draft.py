@@ -64,7 +64,7 @@ def check_draft(draft: Draft) -> None:
             problem = f"a chunk's {name} has the character U+{ord(bad[0]):04X} at {bad.start()}"
             raise InputError(problem, "remove it: it is half of a broken character, or the text is a binary file")
     counts = (draft.num_tokens, draft.start, draft.end)
-    if not (all(isinstance(count, int) for count in counts) and _fits(*counts)):
+    if not (all(type(count) is int for count in counts) and _fits(*counts)):
         span = f"num_tokens={draft.num_tokens!r}, start={draft.start!r}, end={draft.end!r}"
         raise InputError(f"a chunk has {span}", "use whole numbers of at least 0, and an end that is not before start")
     if draft.expires is not None and not math.isfinite(draft.expires):
