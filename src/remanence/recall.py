@@ -54,9 +54,14 @@ def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -
     missing = [chunk for chunk, memory in zip(chunks, loaded, strict=True) if memory is None]
     if not missing:
         return [memory for memory in loaded if memory is not None]
-    written = dict(zip([chunk.id for chunk in missing], write_chunks(lm, method, missing), strict=True))
-    bank.put_memories(fingerprint, list(written), list(written.values()), description=describe(lm, method))
-    return [written[chunk.id] if memory is None else memory for chunk, memory in zip(chunks, loaded, strict=True)]
+    bank.put_memories(
+        fingerprint,
+        [chunk.id for chunk in missing],
+        write_chunks(lm, method, missing),
+        description=describe(lm, method),
+    )
+    # Read back, so that the first recall sees what every later one sees: the bank rounds to its codec.
+    return [memory for memory in bank.load(fingerprint, ids) if memory is not None]
 
 
 def describe(lm: LM, method: Method) -> dict[str, str]:

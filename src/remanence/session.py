@@ -372,8 +372,11 @@ class Answer:
             Recall(hit.chunk.id, hit.chunk.text, hit.chunk.source, hit.score, shares.get(hit.chunk.id))
             for hit in sorted(best.values(), key=lambda h: -h.score)
         ]
-        usage = Usage(len(self.reading.prompts[i]), row.num_tokens, self.reading.memory_tokens)
+        usage = Usage(len(self.reading.prompts[i]), row.num_tokens, self._memory_tokens(i))
         return Reply(row.text.strip(), recalled, usage, self.seconds, self.first_token_seconds, row.finish or "length")
+
+    def _memory_tokens(self, i: int) -> int:
+        return self.reading.memory_tokens[i] if self.reading.memory_tokens else 0
 
 
 def _all_ids(row: Row) -> list[int]:

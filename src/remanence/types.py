@@ -116,8 +116,8 @@ class Hit:
 class Recall:
     """A memory that an answer was given from.
 
-    `share` is the part of all attention (memory layers and heads, generated tokens) that went to it;
-    None where it was not measured.
+    `share` is the part of all attention (memory layers and heads, from the tokens that predict the answer)
+    that went to it; None where it was not measured.
     """
 
     id: str
@@ -158,7 +158,7 @@ class ForgetReceipt:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that an answer cost, and how many memory tokens each layer and head could see at most."""
+    """Tokens that an answer cost, and how many memory slots a head could see at once in the prompt."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -87,7 +87,7 @@ def test_rows_of_a_batch_are_independent(lm: LM, method: Method) -> None:
 def test_nothing_recalled_is_the_model_alone_or_behind_a_fixed_prefix(lm: LM, method: Method) -> None:
     prompt = ask(lm, PROMPTS[0])
     reading = method.read(lm, Recalls(lm, method, lambda query: ()), [prompt])
-    assert reading.memory_tokens == 0
+    assert not any(reading.memory_tokens)
     assert [hit for _, hits in reading.groups[0] for hit in hits] == []
     text, offset = list(prompt.ids), 0
     if reading.prefix is not None:
@@ -109,7 +109,7 @@ def test_reading_again_keeps_the_prompts_and_adds_a_group_per_row(lm: LM, method
     if again is not reading:
         for old, new, row in zip(reading.groups, again.groups, rows, strict=True):
             assert new[:-1] == old
-            assert new[-1][0] == len(row)
+            assert new[-1][0] == len(row) - 1
         assert again.decoding is not None
         assert reading.prefix is not None
         assert again.decoding.offset_tokens == reading.prefix.offset_tokens

@@ -16,9 +16,10 @@ from transformers import DynamicCache
 
 from remanence.errors import InputError
 from remanence.lm import seam
+from remanence.lm.decode import decode
 from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.methods.base import Prompt
+from remanence.methods.base import Prompt, Reading
 from remanence.methods.memory3 import (
     Group,
     Memory3,
@@ -28,7 +29,7 @@ from remanence.methods.memory3 import (
     paper,
     select,
 )
-from remanence.types import ExplicitMemory
+from remanence.types import ExplicitMemory, Prefix
 from tests.lm.families import FAMILIES, backends, build
 from tests.methods.helpers import Recalls, run
 from tests.reference import memory3 as oracle
@@ -512,7 +513,7 @@ def test_every_chunk_of_64_searches_with_its_own_words() -> None:
     assert recall.queries == [text[:64], text[64:128], text[86:150]]
     assert [start for start, _ in reading.groups[0]] == [0, 65, 129]
     assert reading.prompts == (prompt_of(lm, 150).ids,)
-    assert reading.memory_tokens == 3 * 2 * 8
+    assert reading.memory_tokens == (2 * 8,)
     assert reading.prefix.offset_tokens == len(method.prefix_ids(lm)) + 128
     assert reading.prefix.refresh_tokens == 64
 
@@ -553,6 +554,38 @@ def test_decoding_goes_on_with_the_last_chunks_memories() -> None:
     assert difference(torch.stack(stepped), read(lm, method, [*prompts[0].ids, 40, 50], groups)[-2:]) <= EXACT
 
 
+def test_decoding_past_a_refresh_equals_one_pass_over_the_groups() -> None:
+    lm = make_lm()
+    method = Memory3(paper(lm))
+    recall = recaller(lm, method)
+    reading = method.read(lm, recall, [prompt_of(lm, 90, "who?")])
+    seen: list[Reading] = [reading]
+
+    def refresh(rows: list[list[int]]) -> Prefix | None:
+        seen.append(method.read_again(lm, recall, seen[-1], rows))
+        return seen[-1].decoding
+
+    options = {"decoding_prefix": reading.decoding, "refresh": refresh, "max_tokens": 140}
+    for rows in decode(lm, reading.prompts, reading.prefix, **options):  # type: ignore[arg-type]
+        row = rows[0]
+    groups = [Group(start, tuple(recall.memories(hits))) for start, hits in seen[-1].groups[0]]
+    assert [group.start for group in groups[-2:]] == [len(row.prompt) + 63, len(row.prompt) + 127]
+    logits_TV = read(lm, method, row.all_ids[:-1], groups)[len(row.prompt) - 1 :]
+    assert logits_TV.argmax(-1).tolist() == row.ids
+
+
+def test_a_row_that_has_ended_searches_no_more() -> None:
+    lm = make_lm()
+    method = Memory3(paper(lm))
+    recall = recaller(lm, method)
+    reading = method.read(lm, recall, [prompt_of(lm, 10, "who?"), prompt_of(lm, 20, "when?")])
+    recall.queries.clear()
+    again = method.read_again(lm, recall, reading, [[], [*reading.prompts[1], *lm.encode(LETTERS * 2)]])
+    assert len(recall.queries) == 1
+    assert again.groups[0] == reading.groups[0]
+    assert len(again.groups[1]) == 2
+
+
 def test_read_again_replaces_memories_by_those_of_the_last_tokens() -> None:
     lm = make_lm()
     method = Memory3(paper(lm))
@@ -564,8 +597,8 @@ def test_read_again_replaces_memories_by_those_of_the_last_tokens() -> None:
     assert recall.queries == [LETTERS + LETTERS[:28]] * 2
     assert again.prefix is reading.prefix
     assert again.prompts == reading.prompts
-    assert [start for start, _ in again.groups[0]] == [0, len(rows[0])]
-    assert [start for start, _ in again.groups[1]] == [0, len(rows[1])]
+    assert [start for start, _ in again.groups[0]] == [0, len(rows[0]) - 1]
+    assert [start for start, _ in again.groups[1]] == [0, len(rows[1]) - 1]
     texts = [found.chunk.text for found in again.groups[0][-1][1]]
     assert texts == ["One about abcdefghi.", "Two about tuvwxyz01."]
     expected = method.prefix(lm, [[Group(0, tuple(recall.memories(again.groups[0][-1][1])))]], [1])
@@ -578,7 +611,7 @@ def test_nothing_found_leaves_the_prefix_alone() -> None:
     lm = make_lm()
     for method in (small(lm), Memory3(dense(lm))):
         reading = method.read(lm, Recalls(lm, method, lambda query: ()), [prompt_of(lm, 21), prompt_of(lm, 5)])
-        assert reading.memory_tokens == 0
+        assert not any(reading.memory_tokens)
         prefix_ids, offset = method.prefix_ids(lm), reading.prefix.offset_tokens
         for row, logits_TV in zip(reading.prompts, run(lm, reading), strict=True):
             ids_BT = torch.tensor([[*prefix_ids, *row]])

@@ -15,7 +15,7 @@ from remanence.lm.resident import Resident
 from remanence.types import Prefix
 
 Refresh = Callable[[list[list[int]]], Prefix | None]
-"""Given every row's tokens so far (prompt and answer), the prefix for the tokens that follow."""
+"""Given every row's tokens so far (prompt and answer; none where it has ended), the prefix for what follows."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def decode(
             memory = resident.place(decoding_prefix if decoding_prefix is not None else prefix)
         every = None if prefix is None else prefix.refresh_tokens
         if refresh is not None and every and (step + 1) % every == 0:
-            memory = resident.place(refresh([row.all_ids for row in rows]))
+            memory = resident.place(refresh([[] if row.finish else row.all_ids for row in rows]))
         ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=lm.device)
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(rows), 1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1

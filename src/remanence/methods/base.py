@@ -51,7 +51,7 @@ class Reading:
     prefix: Prefix | None
     decoding: Prefix | None
     groups: tuple[tuple[tuple[int, tuple[Hit, ...]], ...], ...]
-    memory_tokens: int = 0
+    memory_tokens: tuple[int, ...] = ()
 
 
 class Method(ABC):
@@ -71,9 +71,9 @@ class Method(ABC):
         """Memory for a batch of prompts, each of at least one token."""
 
     def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
-        """`reading` with another `decoding` prefix; `rows` are all tokens so far. The default changes nothing.
+        """`reading` with another `decoding` prefix; `rows` are all tokens so far, nothing for a row that has ended.
 
-        Each row's `groups` grow by one that starts at the token that comes next.
+        Each row's `groups` grow by one that starts at its last token, which is run next. The default changes nothing.
         """
         return reading
 

@@ -166,27 +166,32 @@ class Memory3(Method):
             prefix=prefix,
             decoding=self.prefix(lm, [[Group(0, row[-1].memories)] for row in groups], [1] * len(groups), lead),
             groups=tuple(hits),
-            memory_tokens=num_columns(prefix) - len(self.prefix_ids(lm)),
+            memory_tokens=tuple(max(_num_slots(group) for group in row) for row in groups),
         )
 
     def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
         """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
         if self.config.refresh_tokens is None:
             return reading
-        queries = [lm.decode(row[-self.config.chunk_tokens :]) for row in rows]
-        hits = [tuple(recall.hits(query, self.config.num_memories)) for query in queries]
+        hits = [
+            tuple(recall.hits(lm.decode(row[-self.config.chunk_tokens :]), self.config.num_memories)) if row else ()
+            for row in rows
+        ]
         groups = [[Group(0, self._load(lm, recall, row))] for row in hits]
         return replace(
             reading,
             decoding=self.prefix(lm, groups, [1] * len(rows)),
-            groups=tuple((*old, (len(row), new)) for old, row, new in zip(reading.groups, rows, hits, strict=True)),
+            groups=tuple(
+                (*old, (len(row) - 1, new)) if row else old
+                for old, row, new in zip(reading.groups, rows, hits, strict=True)
+            ),
         )
 
     @torch.no_grad()
     def shares(
         self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]
     ) -> list[dict[str, float]]:
-        """Attention mass on each memory: mean over memory layers, query heads, and the answer's tokens."""
+        """Attention mass on each memory: mean over memory layers, heads, and the tokens that predict the answer."""
         return [self._share(lm, recall, reading, i, row) for i, row in enumerate(rows)]
 
     def _share(self, lm: LM, recall: Recaller, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
@@ -301,7 +306,8 @@ def attention_received(
     B, H, T, D = query_BHTD.shape
     G = key_BGTD.shape[1]
     query_BGRTD = query_BHTD.float().reshape(B, G, H // G, T, D)
-    score_BGRTS = query_BGRTD @ key_BGTD.float()[:, :, None].transpose(-1, -2) * scaling
+    with torch.autocast(query_BHTD.device.type, enabled=False):  # autocast would round, and rounding makes ties
+        score_BGRTS = query_BGRTD @ key_BGTD.float()[:, :, None].transpose(-1, -2) * scaling
     score_BGRTS = score_BGRTS.masked_fill(~real_BT[:, None, None, None, :], -math.inf)
     from_real = real_BT[:, None, None, :, None]
     if selection == "exp":
@@ -348,6 +354,10 @@ def num_real(memory: ExplicitMemory) -> int:
 def _span(row: Sequence[Group]) -> int:
     """Positions that a row's memories take one after the other."""
     return max((sum(num_real(memory) for memory in group.memories) for group in row), default=0)
+
+
+def _num_slots(group: Group) -> int:
+    return sum(memory.index_LGN.shape[-1] for memory in group.memories)
 
 
 def num_columns(prefix: LayerPrefix) -> int:
