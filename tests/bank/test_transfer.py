@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from remanence.bank import Bank, chunk_id, transfer
-from remanence.errors import BankError, InputError
+from remanence.errors import BankCorrupted, BankError, InputError
 
 from .helpers import NOON, add_one, draft
 
@@ -128,3 +128,15 @@ def test_a_failed_export_leaves_the_old_file(bank: Bank, tmp_path: Path, monkeyp
         bank.export(tmp_path / "export.jsonl")
     assert (tmp_path / "export.jsonl").read_bytes() == before
     assert [name for name in os.listdir(tmp_path) if name.endswith((".jsonl", ".tmp"))] == ["export.jsonl"]
+
+
+def test_an_export_that_breaks_off_leaves_nothing(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_one(bank, "one")
+
+    def damaged(*_: object) -> None:
+        raise BankCorrupted("chunk '0' is not what was written")
+
+    monkeypatch.setattr("remanence.bank.listing.rows_from_table", damaged)
+    with pytest.raises(BankCorrupted):
+        bank.export(tmp_path / "export.jsonl")
+    assert [name for name in os.listdir(tmp_path) if "export" in name] == []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from remanence.bank.draft import digest
 from remanence.errors import BankCorrupted, BankError, InputError
@@ -90,14 +93,24 @@ def write_meta(folder: Path, meta: Meta) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """`path` holds either what it held before or all of `data`, whatever happens."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path`, on disk, when the block ends; nothing is left of it if that fails.
+
+    Its name cannot be guessed and no link is followed, so that nobody else who may write to the folder can divert it.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(draft, "wb") as file:
-            file.write(data)
+        with open(draft, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

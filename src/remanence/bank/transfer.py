@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from remanence.bank import listing, texts
 from remanence.bank.draft import Draft, check_draft, chunk_id, digest
-from remanence.bank.meta import sync_folder
+from remanence.bank.meta import replacing
 from remanence.errors import BankError, InputError
 
 if TYPE_CHECKING:
@@ -27,30 +26,25 @@ Content = dict[str, Any]
 
 def export(bank: Bank, path: Path) -> int:
     """See `Bank.export`. Writers wait meanwhile, so that the file is one moment of the bank."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with bank._store.writing():
         try:
-            with open(draft, "w", encoding="utf-8", newline="\n") as file:
+            with replacing(path) as file:
                 count = _write(bank, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-            sync_folder(path.parent)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             reason = error.strerror or type(error).__name__
             raise BankError(f"cannot write {str(path)!r}: {reason}", "give another path, or free space") from None
     return count
 
 
-def _write(bank: Bank, file: TextIO) -> int:
+def _write(bank: Bank, file: BinaryIO) -> int:
     ids, line = listing.live_ids(bank._scope), 0
     for chunks in listing.iterate(bank._scope, ids):
         for chunk in chunks:
             line += 1
             place = {"format": FORMAT, "namespace": bank.namespace, "line": line, "lines": len(ids)}
             content = place | {name: getattr(chunk, name) for name in FIELDS} | {"metadata": dict(chunk.metadata)}
-            file.write(json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False) + "\n")
+            line_of_text = json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False)
+            file.write(line_of_text.encode() + b"\n")
     return line
 
 
