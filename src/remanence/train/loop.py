@@ -99,6 +99,8 @@ def finish_step(run: Run, stage: str, losses: Losses, ids_BT: Tensor, seconds: f
     run.sums["seconds"] = run.sums.get("seconds", 0.0) + seconds
     if run.step % run.log_every == 0:
         means = {f"loss_{name}": round(run.sums[name] / run.log_every, 4) for name in ("answer", "text")}
+        if "hints" in run.sums:
+            means["loss_hints"] = round(run.sums["hints"] / run.log_every, 4)
         speed = round(run.sums["tokens"] / run.sums["seconds"])
         run.log({"step": run.step, "stage": stage, "seconds": round(run.seconds), **means, "tokens_per_second": speed})
         run.sums.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from random import Random
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from remanence.lm import seam
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper
+from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper, select
 from remanence.train.batches import pack, plain_batch, with_questions
+from remanence.train.hints import Hints, find_answers, keeping_loss, looking_loss
 from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
-from remanence.train.losses import Losses, answer_losses, exact_answers, targets
+from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
 from remanence.train.rows import Encoder, Row, draw_row, facts_row
+from remanence.types import ExplicitMemory
+
+LOOK, KEEP = 0.5, 0.4
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,15 @@ class MemoryBatch:
     references: list[list[list[int]]]
     ids_BT: Tensor
     kind_BT: Tensor
+    hints: Hints
+
+
+@dataclass(frozen=True)
+class Written:
+    """One memory per reference, and the attention that its tokens received, per memory layer, with gradient."""
+
+    memories: list[ExplicitMemory]
+    weights_BGT: list[Tensor]
 
 
 def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> MemoryBatch:
@@ -45,27 +60,90 @@ def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> Mem
 def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
     references = [[ids[:128] for ids in encoder(*row.references)] for row in rows]
     packed = pack([with_questions(row, encoder, tokens, [], []) for row in rows], tokens, encoder.pad)
-    return MemoryBatch(references, packed.ids_BT, packed.kind_BT)
+    hints = find_answers(references, packed.ids_BT.tolist(), packed.kind_BT.eq(ANSWER).tolist())
+    return MemoryBatch(references, packed.ids_BT, packed.kind_BT, hints)
 
 
-def read_memories(lm: LM, config: Memory3Config, batch: MemoryBatch, index_N: Tensor) -> Tensor:
-    """logits_NV at chosen positions; every row's references are written, and read by all of its tokens."""
+def write_memories(lm: LM, method: Memory3, references: list[list[int]]) -> Written:
+    """What `method.write` writes, in one pass that also keeps the gradient of what selects the tokens."""
+    lead = method.prefix_ids(lm)
+    longest = max(map(len, references))
+    ids_BT = torch.tensor([[*lead, *ids] + [0] * (longest - len(ids)) for ids in references])
+    real_BT = torch.arange(longest) < torch.tensor([len(ids) for ids in references])[:, None]
+    watch = seam.Watch(frozenset(method.config.memory_layers), stop=True)
+    with contextlib.suppress(seam.Enough):
+        lm.model(ids_BT, use_cache=False, watch=watch)
+    attention = seam.attention_modules(lm.model)
+    keys, values, indices, weights = [], [], [], []
+    for layer in method.config.memory_layers:
+        shown = watch.seen[layer]
+        weight_BGT = _received(attention[layer], watch.hidden[layer][:, len(lead) :], real_BT, shown.scaling)
+        score_BGT = weight_BGT.detach() if method.config.kept_tokens else torch.ones_like(weight_BGT)
+        index_BGN = select(score_BGT.masked_fill(~real_BT[:, None], -torch.inf), real_BT, method.config.kept_tokens)
+        gather = index_BGN.clamp(min=0)[..., None].expand(-1, -1, -1, shown.key_BGSD.shape[-1])
+        keys.append(shown.key_BGSD[:, :, len(lead) :].gather(2, gather))
+        values.append(shown.value_BGSD[:, :, len(lead) :].gather(2, gather))
+        indices.append(index_BGN)
+        weights.append(weight_BGT)
+    stacked = [torch.stack(parts, 1) for parts in (keys, values, indices)]
+    sizes = [len(ids) if method.config.kept_tokens is None else stacked[2].shape[-1] for ids in references]
+    layers = method.config.memory_layers
+    memories = [
+        ExplicitMemory(layers, stacked[0][i, :, :, :n], stacked[1][i, :, :, :n], stacked[2][i, :, :, :n].int())
+        for i, n in enumerate(sizes)
+    ]
+    return Written(memories, weights)
+
+
+def _received(attention: Any, hidden_BTC: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
+    """The weight of `attention_received` (softmax, no RoPE, no causal mask), with its gradient; 0 at padding."""
+    B, T, _ = hidden_BTC.shape
+    D = attention.head_dim
+    query_BHTD = attention.q_proj(hidden_BTC).view(B, T, -1, D).transpose(1, 2)
+    key_BGTD = attention.k_proj(hidden_BTC).view(B, T, -1, D).transpose(1, 2)
+    query_BGRTD = query_BHTD.float().view(B, key_BGTD.shape[1], -1, T, D)
+    score_BGRTS = query_BGRTD @ key_BGTD.float()[:, :, None].transpose(-1, -2) * scaling
+    weight_BGRTS = score_BGRTS.masked_fill(~real_BT[:, None, None, None], -torch.inf).softmax(-1)
+    return (weight_BGRTS * real_BT[:, None, None, :, None]).sum((2, 3))
+
+
+def read_memories(
+    lm: LM, config: Memory3Config, batch: MemoryBatch, index_N: Tensor, hint: bool = False
+) -> tuple[Tensor, Tensor]:
+    """logits_NV at chosen positions and, with `hint`, the loss of looking and keeping (else 0).
+
+    Every row's references are written, and read by all of its tokens.
+    """
     method = Memory3(config)
-    memories = iter(method.write(lm, [ids for row in batch.references for ids in row]))
-    groups = [[Group(0, tuple(next(memories) for _ in row))] for row in batch.references]
+    written = write_memories(lm, method, [ids for row in batch.references for ids in row])
+    every = iter(written.memories)
+    rows = [tuple(next(every) for _ in row) for row in batch.references]
     T = batch.ids_BT.shape[1]
-    prefix = method.prefix(lm, groups, [T] * len(groups))
+    prefix = method.prefix(lm, [[Group(0, row)] for row in rows], [T] * len(rows))
     positions_BT = prefix.offset_tokens + torch.arange(T)[None]
+    last = config.memory_layers[-1]
     model: Any = lm.model
-    hidden_BTC = model.model(batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix).last_hidden_state
-    return logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
+    watch = seam.Watch(frozenset([last]) if hint else frozenset())
+    hidden_BTC = model.model(
+        batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, watch=watch
+    ).last_hidden_state
+    logits_NV = logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
+    if not hint:
+        return logits_NV, logits_NV.new_zeros(())
+    looking = looking_loss(
+        watch.seen[last], len(config.memory_layers) - 1, rows, len(method.prefix_ids(lm)), batch.hints
+    )
+    return logits_NV, LOOK * looking + KEEP * keeping_loss(written.weights_BGT, batch.hints)
 
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:
+    """The loss of `answer_losses`, and the hints' beside it in `total`."""
     index_N = targets(batch.kind_BT, TEXT_STRIDE, run.step)
     with torch.autocast("cpu", torch.bfloat16):
-        logits_NV = read_memories(lm, config, batch, index_N)
-    return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
+        logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=True)
+    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
+    run.sums["hints"] = run.sums.get("hints", 0.0) + float(hinted.detach())
+    return replace(losses, total=losses.total + hinted)
 
 
 def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
@@ -83,7 +161,8 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
             losses, ids_BT = _plain_step(run, phase)
         else:
             batch = memory_batch(run, phase, f"{run.recipe.seed} memory {run.step}")
-            losses, ids_BT = memory_losses(run, lm, configured(lm, phase.slots), batch), batch.ids_BT
+            slots = None if run.step % 2 and run.step < run.recipe.dense_until else phase.slots
+            losses, ids_BT = memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
         losses.total.backward()
         clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
         run.optimizer.step(run.recipe.continual_lr * _rate(run, num_steps))
@@ -133,7 +212,7 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict
         batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
         index_N = targets(batch.kind_BT, 10**6)
         with torch.autocast("cpu", torch.bfloat16):
-            logits_NV = read_memories(lm, configured(lm, kept), batch, index_N)
+            logits_NV, _ = read_memories(lm, configured(lm, kept), batch, index_N)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
         name = f"memory{'all' if kept is None else kept}"
         found |= {f"{name}_token": round(token, 3), f"{name}_exact": round(whole, 3)}

@@ -1,0 +1,72 @@
+"""The losses of looking and keeping, by hand, and the training's writing against the method's own."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from remanence.lm.lm import from_transformers
+from remanence.lm.seam import Seen
+from remanence.lm.tiny import byte_tokenizer, tiny_model
+from remanence.methods.memory3 import Memory3, Memory3Config
+from remanence.train.hints import Hints, find_answers, keeping_loss, looking_loss
+from remanence.train.memory import write_memories
+from remanence.types import ExplicitMemory
+
+
+def test_answers_are_found_where_they_stand() -> None:
+    references = [[[5, 6, 7, 8], [9, 6, 9]], [[1, 2]]]
+    ids = [[0, 3, 6, 7, 10, 9, 10], [0, 3, 4, 10, 0, 0, 0]]
+    answers = [[False, False, True, True, True, False, False], [False, False, True, True, False, False, False]]
+    hints = find_answers(references, ids, answers)
+    assert hints.row_Q.tolist() == [0, 0]
+    assert hints.position_Q.tolist() == [1, 2]
+    assert hints.reference_Q.tolist() == [0, 0]
+    assert hints.token_Q.tolist() == [1, 2]
+    assert hints.value_RT.tolist() == [[False, True, True, False], [False] * 4, [False] * 4]
+
+
+def test_an_answer_in_two_references_gives_no_hint() -> None:
+    hints = find_answers([[[5, 6], [6, 7]]], [[3, 6, 10]], [[False, True, True]])
+    assert len(hints.row_Q) == 0
+    assert hints.value_RT.tolist() == [[False, True], [True, False]]
+
+
+def test_looking_is_the_share_of_attention() -> None:
+    index = torch.tensor([[[0, 2]]], dtype=torch.int32)
+    memory = ExplicitMemory((0,), torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), index)
+    key_BGSD = torch.zeros(1, 1, 1 + 2 + 2, 4)
+    key_BGSD[0, 0, 2, 0] = torch.log(torch.tensor(3.0))
+    query_BHTD = torch.zeros(1, 1, 2, 4)
+    query_BHTD[0, 0, :, 0] = 1.0
+    mask = torch.ones(1, 1, 2, 5, dtype=torch.bool).tril(3)
+    one = torch.tensor([0])
+    hints = Hints(one, one, one, torch.tensor([2]), torch.zeros(1, 3, dtype=torch.bool))
+    shown = Seen(query_BHTD, key_BGSD, key_BGSD, 1.0, mask)
+    found = looking_loss(shown, 0, [[memory]], 1, hints)
+    assert float(found) == pytest.approx(-torch.tensor(0.5).log().item(), abs=1e-4)
+    absent = Hints(one, one, one, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool))
+    assert float(looking_loss(shown, 0, [[memory]], 1, absent)) == 0.0
+
+
+def test_keeping_is_the_share_of_answer_tokens() -> None:
+    value_RT = torch.tensor([[True, False, False], [False, False, False]])
+    none = torch.tensor([], dtype=torch.long)
+    weight_BGT = torch.tensor([[[1.0, 1.0, 2.0]], [[1.0, 1.0, 1.0]]])
+    found = keeping_loss([weight_BGT], Hints(none, none, none, none, value_RT))
+    assert float(found) == pytest.approx(-torch.tensor(0.25).log().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("kept", [None, 4])
+def test_training_writes_what_the_method_writes(kept: int | None) -> None:
+    lm = from_transformers(tiny_model(), byte_tokenizer(), "tiny")
+    method = Memory3(Memory3Config((0, 1), kept))
+    rng = Random(0)
+    references = [[rng.randrange(3, 90) for _ in range(size)] for size in (3, 9, 6)]
+    for mine, theirs in zip(write_memories(lm, method, references).memories, method.write(lm, references), strict=True):
+        torch.testing.assert_close(mine.index_LGN, theirs.index_LGN)
+        real = (theirs.index_LGN >= 0)[..., None]
+        torch.testing.assert_close(mine.key_LGND * real, theirs.key_LGND * real)
+        torch.testing.assert_close(mine.value_LGND * real, theirs.value_LGND * real)
