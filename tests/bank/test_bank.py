@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from remanence.bank import Bank
+from remanence.bank.lock import writer_lock
 from remanence.errors import InputError, UnknownChunk
 
 from .helpers import NOON, add_one, draft
@@ -164,6 +165,18 @@ def test_superseding_the_unknown_stores_nothing(bank: Bank) -> None:
     with pytest.raises(InputError, match="itself"):
         bank.add([draft("same", supersedes=id)])
     assert len(bank) == 1
+
+
+def test_a_count_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    with Bank.open(tmp_path / "bank") as bank:
+        id = add_one(bank, "one")
+    reader = Bank.open(tmp_path / "bank", lock_seconds=0.01)
+    reader.note_recalled([id])
+    with writer_lock(tmp_path / "bank" / "bank.lock", 1):
+        reader._usage.flush()
+        assert reader.usage()[id][0] == 1, "it is still pending"
+    with writer_lock(tmp_path / "bank" / "bank.lock", 1):
+        reader.close()
 
 
 def test_usage_counts_recalls_and_survives(disk_bank: Bank, tmp_path: Path, clock) -> None:

@@ -107,6 +107,18 @@ def test_a_namespace_sees_its_own_whatever_it_is_called(disk_bank: Bank, tmp_pat
         assert other.stats().num_chunks == sum(other.stats().vectors.values()) == len(other)
 
 
+def test_another_namespace_that_begins_during_a_search_stays_out_of_it(
+    disk_bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_one(disk_bank, "shared words")
+    assert len(disk_bank.search_text("shared")) == 1
+    with Bank.open(tmp_path / "bank", namespace="other") as other:
+        for number in range(3):
+            add_one(other, f"shared words {number}")
+    monkeypatch.setattr("remanence.bank.search.MAX_RETRIES", 0)  # as after so many changes while it searched
+    assert len(disk_bank.search_text("shared")) == 1
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 257, "nul\0"])
 def test_namespaces_that_are_none(name: str) -> None:
     with pytest.raises(InputError, match="namespace"):

@@ -105,17 +105,20 @@ class Search:
         return self._grow(name, search, scored, limit)
 
     def _ask(
-        self, name: str, search: Callable[[Table, int, bool], Any], count: int, exact: bool
+        self, name: str, search: Callable[[Table, int, bool], Any], count: int, exact: bool, alone: bool
     ) -> tuple[int, pa.Table] | None:
-        """The version of the chunks, and what a search finds; by namespace only where the bank has others at all."""
-        mine = self.scope.where() if self._sight.others else None
+        """The version of the chunks, and what a search finds; `alone`: the bank has no other namespace to keep out.
 
-        async def ask(chunks: Table, table: Table) -> tuple[int, pa.Table]:
+        The chunks are opened last: a row of another table that is seen has its chunk in the version that is given.
+        """
+        mine = None if alone else self.scope.where()
+
+        async def ask(table: Table, chunks: Table) -> tuple[int, pa.Table]:
             query = search(table, count, exact)
             found = await (query.where(mine) if mine else query).to_arrow()
             return await chunks.version(), found
 
-        return self.store.read_both(CHUNKS_TABLE, name, ask, None)
+        return self.store.read_both(name, CHUNKS_TABLE, ask, None)
 
     def _grow(
         self,
@@ -130,7 +133,11 @@ class Search:
         now, exact = self.scope.clock(), name == CHUNKS_TABLE
         count = limit + min(self._sight.num_invisible(now), limit)
         retries = MAX_RETRIES
-        while limit > 0 and (asked := self._ask(name, search, count, exact)) is not None:
+        while limit > 0:
+            alone = not self._sight.others and retries > 0  # the last look may be out of date already
+            asked = self._ask(name, search, count, exact, alone)
+            if asked is None:
+                break
             version, found = asked
             if version != self._sight.version and retries:
                 self._sight, retries = self._look(), retries - 1

@@ -11,6 +11,7 @@ from remanence.bank.rows import USAGE, any_of
 from remanence.bank.store import USAGE_TABLE
 from remanence.bank.tensors import delete, upsert
 from remanence.bank.texts import LOOKUP_ROWS, Scope
+from remanence.errors import BankError
 
 Count = tuple[int, float]
 
@@ -38,11 +39,22 @@ class Usage:
         return stored | {id: _sum(stored.get(id), count) for id, count in pending.items()}
 
     def flush(self) -> None:
-        """Writes what is pending; ids that were forgotten meanwhile are dropped."""
+        """Writes what is pending; ids that were forgotten meanwhile are dropped.
+
+        A bank that cannot be written to now keeps them pending: a count must not cost the change or answer it is of.
+        """
         with self._lock:
             pending, self._pending = self._pending, {}
         if not pending:
             return
+        try:
+            self._write(pending)
+        except BankError:
+            with self._lock:
+                for id, count in pending.items():
+                    self._pending[id] = _sum(self._pending.get(id), count)
+
+    def _write(self, pending: dict[str, Count]) -> None:
         with self.scope.store.writing():
             pending = {id: pending[id] for id in self.scope.live(pending)}
             stored = self._stored(list(pending))
