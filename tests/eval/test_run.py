@@ -10,7 +10,7 @@ import pytest
 from remanence.errors import InputError
 from remanence.eval import report
 from remanence.eval.run import Options, check_same_hits, figures, ratios, score, sit
-from remanence.eval.systems import OwnContext
+from remanence.eval.systems import OwnContext, OwnContextConfig
 from remanence.eval.tasks.base import Item
 from remanence.eval.tasks.facts import Facts
 from remanence.eval.tasks.squad import Squad
@@ -102,7 +102,7 @@ def test_squad_gives_full_context_the_questions_own_passage(lm, tmp_path):
 
 
 def test_a_passage_that_is_too_long_loses_its_end_not_the_question(lm):
-    method = OwnContext({"Q?": "x" * 5000})
+    method = OwnContext({"Q?": "x" * 5000}, OwnContextConfig(64))
     prompt = Prompt(tuple(lm.encode("Q?")), "Q?")
     (row,) = method.read(lm, None, [prompt]).prompts
     assert len(row) == lm.dims.max_positions - method.config.reserved_tokens

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from remanence.eval.metrics import best, exact_match, f1, normalise
 from remanence.eval.systems import PLAIN, TEXT, System, make_systems
 from remanence.eval.tasks.base import Exam, Item, Task
 from remanence.lm.lm import LM
+from remanence.text.formats import Document
 from remanence.types import Reply
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -36,15 +37,6 @@ class Options:
         for name in ("n", "batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A passage as a session writes it; its source says which passage of the exam it is."""
-
-    text: str
-    source: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,9 +67,9 @@ def sit(lm: LM, task: Task, options: Options, bar: Bar = lambda label, total: nu
 
 
 def _write(systems: Sequence[System], exam: Exam, bar: Bar) -> dict[str, float]:
-    """Texts once, then the memories of every method that keeps tensors."""
+    """Texts once, each with its place in the exam as its source; then the memories of every method that keeps any."""
     begun = time.monotonic()
-    passages = [Passage(text, str(index)) for index, text in enumerate(exam.passages)]
+    passages = [Document(text, source=str(index)) for index, text in enumerate(exam.passages)]
     with bar("Writing passages", len(passages)) as advance:
         receipt = systems[0].session.write_documents(passages, warm=False, on_progress=advance)
     for system in systems:

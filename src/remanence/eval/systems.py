@@ -33,7 +33,7 @@ class System:
 class OwnContextConfig:
     """`reserved_tokens` of the model's positions are kept free for the answer."""
 
-    reserved_tokens: int = 64
+    reserved_tokens: int
 
 
 class OwnContext(Method):
@@ -42,8 +42,8 @@ class OwnContext(Method):
     # no `name`: this is no method to be chosen by name, so it stays out of the registry
     writes_tensors = False
 
-    def __init__(self, passages: Mapping[str, str]) -> None:
-        super().__init__(OwnContextConfig())
+    def __init__(self, passages: Mapping[str, str], config: OwnContextConfig) -> None:
+        super().__init__(config)
         self.passages = passages
 
     def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
@@ -71,9 +71,8 @@ def make_systems(lm: LM, bank: Bank, names: Sequence[str], task: Task, exam: Exa
 
 def _method(lm: LM, name: str, task: Task, exam: Exam, max_tokens: int) -> Method:
     if name == FULL and task.own_context:
-        method = OwnContext({item.question: exam.passages[item.passage] for item in exam.items})
-        method.config = OwnContextConfig(max_tokens)
-        return method
+        passages = {item.question: exam.passages[item.passage] for item in exam.items}
+        return OwnContext(passages, OwnContextConfig(reserved_tokens=max_tokens))
     return methods.load(TEXT if name == PLAIN else name, lm)
 
 
