@@ -197,6 +197,21 @@ def test_no_permission(tmp_path, monkeypatch):
     assert problems[0].failed
 
 
+def test_a_file_that_may_be_listed_but_not_looked_at_does_not_lose_the_others(tmp_path, monkeypatch):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "locked.txt").write_text("locked")
+    stat = os.stat
+
+    def guarded(path, **options):
+        if str(path).endswith("locked.txt"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", guarded)
+    documents, _ = read_all(tmp_path)
+    assert "good" in [document.text for document in documents]
+
+
 def test_a_broken_link_in_a_folder_is_reported(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
     _, problems = read_all(tmp_path)

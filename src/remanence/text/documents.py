@@ -102,11 +102,11 @@ def _read_folder(folder: Path) -> Iterator[Found]:
 
 
 def _passed_over(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):  # not Path's own, which raises where the folder may be listed but not entered
         return "a link to a folder"
     if path.suffix.lower() not in READERS:
         return f"unknown extension {path.suffix!r} (known: {' '.join(READERS)})"
-    return "" if path.is_file() or not path.exists() else "not a regular file"
+    return "" if os.path.isfile(path) or not os.path.exists(path) else "not a regular file"
 
 
 def _read_file(path: Path) -> Iterator[Found]:
