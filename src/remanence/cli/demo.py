@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import string
 import tempfile
 import time
 from contextlib import ExitStack
@@ -19,6 +17,7 @@ from rich.text import Text
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
 from remanence.cli.terminal import clean, note, one_line, out, print_json, progress, say, table
+from remanence.eval.metrics import best, exact_match
 
 if TYPE_CHECKING:
     from remanence.session import Session
@@ -32,14 +31,14 @@ WIDEST = 130
 
 @dataclass(frozen=True)
 class Question:
-    """What the documents answer; `also` are other wordings of the same answer."""
+    """What the documents answer, compared as `remanence eval` does; `also` are other wordings of the same answer."""
 
     question: str
     expected: str
     also: tuple[str, ...] = ()
 
     def is_answered_by(self, text: str) -> bool:
-        return normalized(text) in {normalized(right) for right in (self.expected, *self.also)}
+        return best(exact_match, text, (self.expected, *self.also)) == 1.0
 
 
 def demo(
@@ -123,12 +122,6 @@ def forget_one(session: Session, rows: list[dict[str, Any]]) -> dict[str, Any] |
         "answer": reply.text,
         "recalled": [asdict(recall) for recall in reply.recalled],
     }
-
-
-def normalized(text: str) -> str:
-    """Lower case, without punctuation at the edges of words and without articles, as SQuAD compares answers."""
-    words = (word.strip(string.punctuation) for word in text.lower().split())
-    return re.sub(r"\s+", " ", " ".join(word for word in words if word not in ("a", "an", "the", ""))).strip()
 
 
 def _show(result: dict[str, Any], model: str, bank: Path | None) -> None:
