@@ -36,15 +36,17 @@ def test_why_and_forget(chat, call):
     assert "9021" in outcome.err
     assert "/remember TEXT" in outcome.err
     (chunk,) = call("bank", "list", "--json").json["chunks"]
-    outcome = chat(f"/forget {chunk['id']}", "What is the gate code of Ost?", options=["--json"])
-    assert outcome.json["turns"][0]["recalled"] == []
+    outcome = chat("What is the gate code of Ost?", f"/forget {chunk['id']}", "/why")
+    assert "nothing recalled" in outcome.err
+    assert chunk["id"] not in outcome.err.split("begins anew")[1], "/why does not repeat what was forgotten"
+    assert chat("What is the gate code of Ost?", options=["--json"]).json["turns"][0]["recalled"] == []
     assert "9021" not in call("why", "--json").out
 
 
 def test_an_error_costs_a_line_not_the_conversation(chat):
-    outcome = chat("/forget 0123456789abcdef", "/remember", "Hello", options=["--json"])
+    outcome = chat("/forget 0123456789abcdef", "/forget", "/remember", "Hello", options=["--json"])
     assert outcome.code == 0
-    assert outcome.err.count("error: ") == 2
+    assert outcome.err.count("error: ") == 3
     assert len(outcome.json["turns"]) == 1
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.ask import (
     AskedAs,
@@ -22,7 +21,7 @@ from remanence.cli.ask import (
 )
 from remanence.cli.opening import open_session
 from remanence.cli.terminal import err, fail, note, print_json, say
-from remanence.errors import ContextTooLong, RemanenceError
+from remanence.errors import ContextTooLong, InputError, RemanenceError
 
 if TYPE_CHECKING:
     from remanence.session import Session
@@ -122,9 +121,11 @@ class Talk:
             receipt = self.session.write(rest, source="chat")
             note(f"remembered as {', '.join(receipt.ids)}")
         elif verb == "/forget":
+            if not rest:
+                raise InputError("there is no id to forget", "/forget ID, as /why shows them")
             self.session.forget(*rest.split())
-            answers.scrub(self.asked_as[0], rest.split())
             self.messages.clear()  # what was forgotten may stand in it
+            self.reply = None
             note("forgotten, and the conversation begins anew")
         elif verb == "/why":
             show_recalled(self.reply.recalled if self.reply else [])
