@@ -91,7 +91,8 @@ def _json(answer: answers.Answer, recalled: list[Recall]) -> dict[str, Any]:
 
 def _show(answer: answers.Answer, recalled: list[Recall]) -> None:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(answer.time))
-    say((one_line(answer.question), "bold"), (f"  {when}, {answer.model}, {answer.method}", "dim"))
+    asked_of = one_line(f"{answer.model}, {answer.method}")
+    say((one_line(answer.question), "bold"), (f"  {when}, {asked_of}", "dim"))
     say((one_line(answer.answer) or "(no answer)", "green"))
     for recall in recalled:
         say(recalled_line(recall))
