@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from remanence import cli
+from remanence.bank import Bank, Draft
 from remanence.cli.app import app
 from remanence.errors import BankBusy
 
@@ -100,6 +102,19 @@ def test_every_error_is_one_line_with_its_exit_code(call, failing, error, code, 
     assert outcome.code == code
     assert said in outcome.err
     assert outcome.err.count("\n") <= 1
+
+
+def test_a_pipe_without_utf8_gets_all_of_an_object_and_what_it_can_show_of_a_text(tmp_path):
+    with Bank.open(tmp_path / "bank") as bank:
+        bank.add([Draft("灯塔 has 94 steps", num_tokens=3)])
+    command = [os.path.join(os.path.dirname(sys.executable), "remanence"), "bank", "list"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    given, shown = (
+        subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        for more in (["--json"], [])
+    )
+    assert json.loads(given.stdout)["chunks"][0]["text"] == "灯塔 has 94 steps"
+    assert "?? has 94 steps" in shown.stdout
 
 
 def test_debug_shows_the_traceback(call, failing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -16,6 +17,9 @@ FINE, BAD, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 def main() -> None:
     """The `remanence` command of a fresh process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or pipe without UTF-8 gets '?', not a crash
     _quiet("--debug" in sys.argv)
     sys.exit(run(sys.argv[1:]))
 

@@ -29,8 +29,6 @@ def err() -> Console:
 
 
 def _console(file: Any) -> Console:
-    if hasattr(file, "reconfigure"):
-        file.reconfigure(errors="replace")  # a terminal without UTF-8 gets '?', not a crash
     width = None if file.isatty() else PIPE_WIDTH
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
@@ -66,7 +64,8 @@ def fail(message: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON object; indented where a person looks at it. Characters that steer a terminal are escaped."""
     indent = 2 if sys.stdout.isatty() else None
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent, default=_plain)
     sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
