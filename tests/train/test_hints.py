@@ -11,9 +11,13 @@ from remanence.lm.lm import from_transformers
 from remanence.lm.seam import Seen
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.methods.memory3 import Memory3, Memory3Config
-from remanence.train.hints import Hints, find_answers, keeping_loss, looking_loss
+from remanence.train.hints import Hints, Shared, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.memory import write_memories
 from remanence.types import ExplicitMemory
+
+
+NONE = torch.tensor([], dtype=torch.long)
+NOTHING = Shared(NONE, NONE, torch.zeros(0, 3, dtype=torch.bool))
 
 
 def test_answers_are_found_where_they_stand() -> None:
@@ -43,19 +47,32 @@ def test_looking_is_the_share_of_attention() -> None:
     query_BHTD[0, 0, :, 0] = 1.0
     mask = torch.ones(1, 1, 2, 5, dtype=torch.bool).tril(3)
     one = torch.tensor([0])
-    hints = Hints(one, one, one, torch.tensor([2]), torch.zeros(1, 3, dtype=torch.bool))
+    hints = Hints(one, one, one, torch.tensor([2]), torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING)
     shown = Seen(query_BHTD, key_BGSD, key_BGSD, 1.0, mask)
     found = looking_loss(shown, 0, [[memory]], 1, hints)
     assert float(found) == pytest.approx(-torch.tensor(0.5).log().item(), abs=1e-4)
-    absent = Hints(one, one, one, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool))
+    absent = Hints(one, one, one, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING)
     assert float(looking_loss(shown, 0, [[memory]], 1, absent)) == 0.0
+
+
+def test_gathering_is_the_share_on_shared_words() -> None:
+    references, ids = [[[5, 6, 7, 8]]], [[0, 3, 5, 2, 7, 8, 10]]
+    hints = find_answers(references, ids, [[False] * 4 + [True] * 3], frozenset([6]))
+    assert hints.asked.position_F.tolist() == [3]
+    assert hints.asked.target_FT.nonzero()[:, 1].tolist() == [2]
+    assert hints.told.position_F.tolist() == [2]
+    assert hints.told.target_FT.nonzero()[:, 1].tolist() == [0]
+    even = torch.zeros(1, 2, 7, 4)
+    shown = Seen(even, torch.zeros(1, 2, 2 + 7, 4), even, 1.0, None)
+    found = gathering_loss([shown], hints.asked)
+    assert float(found) == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-3)
+    assert float(gathering_loss([], hints.asked)) == float(gathering_loss([shown], NOTHING)) == 0.0
 
 
 def test_keeping_is_the_share_of_answer_tokens() -> None:
     value_RT = torch.tensor([[True, False, False], [False, False, False]])
-    none = torch.tensor([], dtype=torch.long)
     weight_BGT = torch.tensor([[[1.0, 1.0, 2.0]], [[1.0, 1.0, 1.0]]])
-    found = keeping_loss([weight_BGT], Hints(none, none, none, none, value_RT))
+    found = keeping_loss([weight_BGT], Hints(NONE, NONE, NONE, NONE, value_RT, NOTHING, NOTHING))
     assert float(found) == pytest.approx(-torch.tensor(0.25).log().item(), abs=1e-3)
 
 

@@ -32,18 +32,40 @@ class Hints:
     reference_Q: Tensor
     token_Q: Tensor
     value_RT: Tensor
+    asked: Shared
+    told: Shared
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Words that a question and the passage that answers it have in common, and who should gather them.
+
+    In `asked`, the question's last token looks at `target_FT` of its row; in `told`, the answer's first token
+    looks at the words before it in its reference. One entry per question F that has such words.
+    """
+
+    row_F: Tensor
+    position_F: Tensor
+    target_FT: Tensor
 
 
 def find_answers(
-    references: Sequence[Sequence[list[int]]], ids: Sequence[list[int]], answers: Sequence[list[bool]]
+    references: Sequence[Sequence[list[int]]],
+    ids: Sequence[list[int]],
+    answers: Sequence[list[bool]],
+    frequent: frozenset[int] = frozenset(),
 ) -> Hints:
     """Searches every answer (a stretch where `answers` is true, its last token a newline) in its row's references."""
     width = max(len(reference) for row in references for reference in row)
     value_RT = torch.zeros(sum(map(len, references)), width, dtype=torch.bool)
     found: list[tuple[int, int, int, int]] = []
+    asked: list[tuple[int, int, list[int]]] = []
+    told: list[tuple[int, int, list[int]]] = []
     first = 0
     for r, row in enumerate(references):
+        before = 0
         for start, end in _stretches(answers[r]):
+            question, before = range(before, start), end
             wanted = ids[r][start : end - 1]
             places = [(i, at) for i, reference in enumerate(row) for at in _places(wanted, reference)]
             for i, at in places:
@@ -51,9 +73,21 @@ def find_answers(
             if len({i for i, _ in places}) == 1:
                 i, at = places[0]
                 found += [(r, start - 1 + j, i, at + j) for j in range(len(wanted))]
+                common = {ids[r][t] for t in question} & set(row[i]) - frequent
+                asked.append((r, start - 1, [t for t in question if ids[r][t] in common]))
+                told.append((first + i, at, [t for t in range(at) if row[i][t] in common]))
         first += len(row)
     columns = torch.tensor(found, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return Hints(*columns, value_RT)
+    return Hints(*columns, value_RT, _shared(asked, len(ids[0])), _shared(told, width))
+
+
+def _shared(entries: list[tuple[int, int, list[int]]], width: int) -> Shared:
+    entries = [entry for entry in entries if entry[2]]
+    target_FT = torch.zeros(len(entries), width, dtype=torch.bool)
+    for f, (_, _, places) in enumerate(entries):
+        target_FT[f, places] = True
+    rows, positions = ([entry[i] for entry in entries] for i in (0, 1))
+    return Shared(torch.tensor(rows, dtype=torch.long), torch.tensor(positions, dtype=torch.long), target_FT)
 
 
 def _stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
@@ -81,21 +115,43 @@ def looking_loss(
 
     `shown` is attention at the memory layer number `at`; `memories[row]` stand after `num_lead` columns.
     """
-    query_QHD = shown.query_BHTD[hints.row_Q, :, hints.position_Q].float()
-    key_QGSD = shown.key_BGSD[hints.row_Q].float()
-    groups = query_QHD.shape[1] // key_QGSD.shape[1]
-    score_QHS = torch.einsum("qhd,qhsd->qhs", query_QHD, key_QGSD.repeat_interleave(groups, 1)) * shown.scaling
-    assert shown.mask is not None
-    mask_BTS = shown.mask[:, 0].expand(len(shown.query_BHTD), -1, -1)
-    score_QHS = score_QHS.masked_fill(~mask_BTS[hints.row_Q, hints.position_Q][:, None], -torch.inf)
-    owner_BS, token_BGS = _columns(memories, at, num_lead, score_QHS.shape[-1])
+    share_QHS = _attention(shown, hints.row_Q, hints.position_Q)
+    groups = share_QHS.shape[1] // shown.key_BGSD.shape[1]
+    owner_BS, token_BGS = _columns(memories, at, num_lead, share_QHS.shape[-1])
     target_QGS = (owner_BS[hints.row_Q] == hints.reference_Q[:, None])[:, None]
     target_QGS = target_QGS & (token_BGS[hints.row_Q] == hints.token_Q[:, None, None])
     kept_Q = target_QGS.any(-1).any(-1)
     if not kept_Q.any():
-        return score_QHS.new_zeros(())
-    mass_QH = (score_QHS.softmax(-1) * target_QGS.repeat_interleave(groups, 1)).sum(-1)
+        return share_QHS.new_zeros(())
+    mass_QH = (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)
     return -(mass_QH.mean(-1)[kept_Q] + 1e-6).log().mean()
+
+
+def _attention(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
+    """share_QHS of single query tokens, float32."""
+    query_QHD, key_QGSD = shown.query_BHTD[row_Q, :, position_Q].float(), shown.key_BGSD[row_Q].float()
+    T, S = shown.query_BHTD.shape[2], key_QGSD.shape[2]
+    key_QHSD = key_QGSD.repeat_interleave(query_QHD.shape[1] // key_QGSD.shape[1], 1)
+    score_QHS = torch.einsum("qhd,qhsd->qhs", query_QHD, key_QHSD) * shown.scaling
+    if shown.mask is None:
+        seen_QS = torch.arange(S) <= position_Q[:, None] + S - T
+    else:
+        seen_QS = shown.mask[:, 0].expand(len(shown.query_BHTD), -1, -1)[row_Q, position_Q]
+    return score_QHS.masked_fill(~seen_QS[:, None], -torch.inf).softmax(-1)
+
+
+def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) -> Tensor:
+    """Mean of -log(attention on the shared words, mean over the heads of all `layers`).
+
+    `num_lead`: tokens in front of each row that `shared` does not count. Columns before those are memory.
+    """
+    if not layers or not len(shared.row_F):
+        return torch.zeros(())
+    masses = []
+    for shown in layers:
+        share_FHS = _attention(shown, shared.row_F, shared.position_F + num_lead)
+        masses.append((share_FHS[..., -shared.target_FT.shape[1] :] * shared.target_FT[:, None]).sum(-1))
+    return -(torch.cat(masses, 1).mean(1) + 1e-6).log().mean()
 
 
 def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: int, width: int) -> tuple[Tensor, Tensor]:

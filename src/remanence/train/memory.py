@@ -16,7 +16,7 @@ from remanence.lm import seam
 from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper, select
 from remanence.train.batches import pack, plain_batch, with_questions
-from remanence.train.hints import Hints, find_answers, keeping_loss, looking_loss
+from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at, use_fast_attention
@@ -24,7 +24,7 @@ from remanence.train.recipes.nano import Phase
 from remanence.train.rows import Encoder, Row, draw_row, facts_row
 from remanence.types import ExplicitMemory
 
-LOOK, KEEP = 0.5, 0.4
+LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Written:
 
     memories: list[ExplicitMemory]
     weights_BGT: list[Tensor]
+    seen: list[seam.Seen]
 
 
 def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> MemoryBatch:
@@ -60,7 +61,7 @@ def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> Mem
 def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
     references = [[ids[:128] for ids in encoder(*row.references)] for row in rows]
     packed = pack([with_questions(row, encoder, tokens, [], []) for row in rows], tokens, encoder.pad)
-    hints = find_answers(references, packed.ids_BT.tolist(), packed.kind_BT.eq(ANSWER).tolist())
+    hints = find_answers(references, packed.ids_BT.tolist(), packed.kind_BT.eq(ANSWER).tolist(), encoder.frequent)
     return MemoryBatch(references, packed.ids_BT, packed.kind_BT, hints)
 
 
@@ -92,7 +93,7 @@ def write_memories(lm: LM, method: Memory3, references: list[list[int]]) -> Writ
         ExplicitMemory(layers, stacked[0][i, :, :, :n], stacked[1][i, :, :, :n], stacked[2][i, :, :, :n].int())
         for i, n in enumerate(sizes)
     ]
-    return Written(memories, weights)
+    return Written(memories, weights, [watch.seen[layer] for layer in layers])
 
 
 def _received(attention: Any, hidden_BTC: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
@@ -123,17 +124,18 @@ def read_memories(
     positions_BT = prefix.offset_tokens + torch.arange(T)[None]
     last = config.memory_layers[-1]
     model: Any = lm.model
-    watch = seam.Watch(frozenset([last]) if hint else frozenset())
+    watch = seam.Watch(frozenset(config.memory_layers) if hint else frozenset())
     hidden_BTC = model.model(
         batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, watch=watch
     ).last_hidden_state
     logits_NV = logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
     if not hint:
         return logits_NV, logits_NV.new_zeros(())
-    looking = looking_loss(
-        watch.seen[last], len(config.memory_layers) - 1, rows, len(method.prefix_ids(lm)), batch.hints
-    )
-    return logits_NV, LOOK * looking + KEEP * keeping_loss(written.weights_BGT, batch.hints)
+    num_lead, hints = len(method.prefix_ids(lm)), batch.hints
+    looking = looking_loss(watch.seen[last], len(config.memory_layers) - 1, rows, num_lead, hints)
+    gathering = gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked)
+    gathering = gathering + gathering_loss(written.seen[:-1], hints.told, num_lead)
+    return logits_NV, LOOK * looking + KEEP * keeping_loss(written.weights_BGT, hints) + GATHER * gathering
 
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:

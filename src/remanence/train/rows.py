@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from remanence.data.facts import TRAIN, sample_group
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
+from remanence.train.tokenizer import generator_texts
 
 
 @dataclass
@@ -104,6 +107,12 @@ class Encoder:
         self.bos: int = self.tokenizer.bos_token_id
         self.pad: int = self.tokenizer.pad_token_id
         self.header = [self.bos, *self("Reference:")[0]]
+
+    @cached_property
+    def frequent(self) -> frozenset[int]:
+        """Tokens that make up more than 0.15 % of the generator's text: no help in telling passages apart."""
+        counts = Counter(token for ids in self(*generator_texts(0, 300)) for token in ids)
+        return frozenset(token for token, count in counts.items() if count > 0.0015 * counts.total())
 
     def __call__(self, *texts: str) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), False)]
