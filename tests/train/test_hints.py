@@ -15,7 +15,6 @@ from remanence.train.hints import Hints, Shared, find_answers, gathering_loss, k
 from remanence.train.memory import write_memories
 from remanence.types import ExplicitMemory
 
-
 NONE = torch.tensor([], dtype=torch.long)
 NOTHING = Shared(NONE, NONE, torch.zeros(0, 3, dtype=torch.bool))
 
