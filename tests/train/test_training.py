@@ -117,9 +117,10 @@ def test_export_is_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
     assert lm.embedder.embed(["one", "two"]).shape == (2, 8)
     assert lm.stop == ("\n",)
     rendered = lm.render([{"role": "user", "content": "Who?"}])
-    assert lm.tokenizer.decode(rendered) == "<s>Question: Who?\nAnswer:"
+    assert lm.tokenizer.decode(rendered) == "<s> Question: Who?\nAnswer:"
     for text in ("Mara plays\n the cello, 24,571 times — ünïcode 测试.", "", " x", "12345"):
-        assert lm.decode(lm.encode(text)) == text
+        assert lm.decode(lm.encode(text)).removeprefix(" ") == text.removeprefix(" ")
+    assert lm.encode("Mara plays") == lm.encode(" Mara plays")
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

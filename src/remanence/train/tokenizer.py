@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from random import Random
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from remanence.data.facts import sample_group
@@ -21,8 +21,13 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of exactly `vocab_size` entries or fewer where the texts have no more pairs."""
+    """A tokenizer of exactly `vocab_size` entries or fewer where the texts have no more pairs.
+
+    Every text begins with one space: one is put in front where there is none, and decoding shows it.
+    """
     tokenizer = Tokenizer(models.BPE())
+    # A word is the same tokens at the beginning of a text as within: names must match wherever they stand.
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A  +"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORD), "isolated"),

@@ -55,8 +55,8 @@ WARMUP = (
 CONTINUAL = (
     Phase(550, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=None, plain_tokens=384),
     Phase(150, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=16, plain_tokens=384),
-    Phase(1600, 16, 160, (2, 5), 1, filler=0.03, alike=0.9, slots=8, plain_tokens=240),
-    Phase(900, 12, 224, (2, 5), 2, filler=0.1, alike=0.8, squad=0.04, slots=8, plain_tokens=320),
+    Phase(2300, 16, 160, (2, 5), 1, filler=0.03, alike=0.9, slots=8, plain_tokens=240),
+    Phase(500, 12, 224, (2, 5), 2, filler=0.1, alike=0.8, squad=0.04, slots=8, plain_tokens=320),
     Phase(3000, 10, 256, (2, 5), 3, alike=0.7, squad=0.06, babi=0.02, slots=8, plain_tokens=384),
 )
 
@@ -70,7 +70,7 @@ class Recipe:
     warmup: tuple[Phase, ...] = WARMUP
     continual: tuple[Phase, ...] = CONTINUAL
     plain_every: int = 5
-    dense_until: int = 2500
+    dense_until: int = 2800
     continual_lr: float = 1.0
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
