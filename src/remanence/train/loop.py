@@ -94,13 +94,12 @@ def finish_step(run: Run, stage: str, losses: Losses, ids_BT: Tensor, seconds: f
     run.step += 1
     run.seconds += seconds
     run.tokens += ids_BT.numel()
-    for name, amount in (("answer", losses.answer), ("text", losses.text), ("tokens", ids_BT.numel())):
+    amounts = {"answer": losses.answer, "text": losses.text, "tokens": ids_BT.numel(), "seconds": seconds, "steps": 1}
+    for name, amount in amounts.items():
         run.sums[name] = run.sums.get(name, 0.0) + float(amount)
-    run.sums["seconds"] = run.sums.get("seconds", 0.0) + seconds
     if run.step % run.log_every == 0:
-        means = {f"loss_{name}": round(run.sums[name] / run.log_every, 4) for name in ("answer", "text")}
-        if "hints" in run.sums:
-            means["loss_hints"] = round(run.sums["hints"] / run.log_every, 4)
+        named = [name for name in ("answer", "text", "hints") if name in run.sums]
+        means = {f"loss_{name}": round(run.sums[name] / run.sums["steps"], 4) for name in named}
         speed = round(run.sums["tokens"] / run.sums["seconds"])
         run.log({"step": run.step, "stage": stage, "seconds": round(run.seconds), **means, "tokens_per_second": speed})
         run.sums.clear()

@@ -1,0 +1,61 @@
+"""Draws the loss curves of a run's log: both stages, and where memory was switched on and made sparse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InputError, MissingExtra
+from remanence.train.recipes.nano import Phase, Recipe
+
+
+def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """stage -> step -> record; a step that was trained again after a restart counts as it was trained last."""
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the log {str(path)!r}: {error.strerror}", "train first, or name its folder"
+        ) from error
+    for line in lines:
+        record = json.loads(line)
+        if "step" in record:
+            stages.setdefault(record["stage"], {}).setdefault(record["step"], {}).update(record)
+    return stages
+
+
+def draw(log: Path, picture: Path, recipe: Recipe | None = None) -> None:
+    """Writes a PNG: loss on answers (nats per token) over steps, the stages one after the other."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "train", "drawing curves") from error
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    start = 0
+    for stage, colour in (("warmup", "tab:gray"), ("continual", "tab:blue"), ("control", "tab:orange")):
+        records = read_log(log).get(stage, {})
+        points = [(step, record["loss_answer"]) for step, record in sorted(records.items()) if "loss_answer" in record]
+        if not points:
+            continue
+        axes.plot([start + step for step, _ in points], [loss for _, loss in points], color=colour, label=stage)
+        if stage == "warmup":
+            start = points[-1][0]
+    for step, phase in _starts((recipe or Recipe()).continual):
+        kept = "all tokens" if phase.slots is None else f"{phase.slots} per head"
+        axes.axvline(start + step, color="tab:red", linewidth=0.6)
+        axes.annotate(f"memory: {kept}, {phase.facts} facts", (start + step, axes.get_ylim()[1]), rotation=90, va="top")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss on answers (nats per token)")
+    axes.legend(loc="upper center")
+    figure.savefig(picture, dpi=110)
+
+
+def _starts(phases: tuple[Phase, ...]) -> list[tuple[int, Phase]]:
+    found, step = [], 0
+    for phase in phases:
+        found.append((step, phase))
+        step += phase.num_steps
+    return found
