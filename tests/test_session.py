@@ -6,12 +6,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import remanence as rm
 from remanence import methods
-from remanence.bank import Bank
+from remanence.bank import Bank, Draft
 
 FACTS = (
     "Ada's locker code is 4417.",
@@ -218,5 +219,42 @@ def test_migrate_gives_a_bank_to_another_method_and_splits_what_is_too_long(lm: 
         assert session.migrate() >= 3
         assert max(chunk.num_tokens for chunk in session.bank.list()) <= 64
         assert session.generate("Where does Ada keep the key?", max_tokens=2).recalled
+        session.forget(*[chunk.id for chunk in session.bank.list()])
+        assert session.bank.list(include_superseded=True) == []
+        session.write("Another one.")
     with rm.Session(lm, bank=tmp_path / "bank", method=small) as session:
         assert session.bank.missing_memories(session.fingerprint, [c.id for c in session.bank.list()]) == []
+
+
+def test_a_session_that_refuses_leaves_a_given_bank_open(lm: rm.LM):
+    with Bank.open(None) as bank:
+        with rm.Session(lm, bank=bank) as session:
+            session.write(FACTS[0])
+        with pytest.raises(rm.BankMismatch):
+            rm.Session(lm, bank=bank, method="memory3:dense")
+        assert len(bank) == 1
+
+
+def test_options_take_one_string_and_refuse_an_empty_one(session: rm.Session):
+    recalled = session.generate(QUESTION, max_tokens=2).recalled
+    assert session.generate(QUESTION, max_tokens=2, without=recalled[0].id).recalled == []
+    whole = session.generate(QUESTION, max_tokens=30).text
+    assert session.generate(QUESTION, max_tokens=30, stop=whole[4:6]).text == whole[: whole.index(whole[4:6])].strip()
+    with pytest.raises(rm.InputError, match="stop string is empty"):
+        session.generate(QUESTION, stop=[""])
+    assert session.generate_batch([]) == []
+
+
+def test_vectors_that_a_crash_lost_are_made_when_the_text_is_written_again(lm: rm.LM):
+    class Letters:
+        name, dim, min_cosine = "letters", 26, 0.9
+
+        def embed(self, texts):
+            counts = np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], np.float32)
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    with Bank.open(None) as bank:
+        bank.add([Draft(FACTS[0], 5)])  # a writer that died before it made the vector
+        with rm.Session(lm, bank=bank, embedder=Letters()) as session:
+            assert session.write(FACTS[0]).skipped
+            assert bank.missing_vectors("letters") == []

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         UnknownChunk,
         UnsupportedModel,
     )
+    from remanence.generation import Stream
     from remanence.lm.lm import LM, from_transformers, load
-    from remanence.session import Session, Stream
+    from remanence.session import Session
     from remanence.types import (
         KV,
         Chunk,
@@ -52,8 +53,9 @@ _HOME = {
         "UnknownChunk",
         "UnsupportedModel",
     ],
+    "generation": ["Stream"],
     "lm.lm": ["LM", "from_transformers", "load"],
-    "session": ["Session", "Stream"],
+    "session": ["Session"],
     "types": [
         "KV",
         "Chunk",

@@ -38,11 +38,12 @@ class BankRecall:
         hits, offset = [], 0
         while page := self.bank.list(limit=256, offset=offset):
             for chunk in page:
+                if chunk.id in self.without:
+                    continue
                 limit_tokens -= chunk.num_tokens
                 if limit_tokens < 0:
                     return hits
-                if chunk.id not in self.without:
-                    hits.append(Hit(chunk, 1.0))
+                hits.append(Hit(chunk, 1.0))
             offset += len(page)
         return hits
 

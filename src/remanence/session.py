@@ -4,55 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from remanence import answers, methods
 from remanence.bank import Bank, Draft
 from remanence.errors import InputError
-from remanence.lm.decode import Row, Sampling, decode
+from remanence.generation import Generation, Options, Stream
 from remanence.lm.lm import LM, load
-from remanence.methods.base import Method, Prompt, Reading
+from remanence.methods.base import Method, Prompt
 from remanence.recall import BankRecall, describe, write_chunks
 from remanence.text.chunks import split
 from remanence.text.decode import check_text
 from remanence.text.embed import Embedder
+from remanence.text.formats import Document
 from remanence.text.retrieve import Kind, Retriever
-from remanence.types import Chunk, ForgetReceipt, Piece, Recall, Receipt, Reply, Usage
+from remanence.types import Chunk, ForgetReceipt, Piece, Receipt, Reply
 
 Message = Mapping[str, str]
 COMMIT_CHUNKS = 128
 
 
-class Text(Protocol):
-    """What a session can write: `remanence.text.documents.Document`, or anything of its shape."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def metadata(self) -> Mapping[str, str]: ...
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """A text of the caller's own."""
-
-    text: str
-    source: str
-    metadata: Mapping[str, str]
-
-
 class Session:
     """Long-term memory for one model: what is written is recalled exactly, or the session refuses.
 
-    `bank`: a folder, an open Bank, or None for a bank in RAM that ends with the session. `method` may name its
-    preset ("memory3:dense"). `embedder` None: the model's own, where it has one. Raises BankMismatch when the
-    bank's memories are all of another model or method; with `adopt`, `migrate` may then make this session's.
+    `bank`: a folder, an open Bank (with its own namespace), or None for a bank in RAM that ends with the session.
+    `method` may name its preset ("memory3:dense"). `embedder` None: the model's own, where it has one. Raises
+    BankMismatch when the bank's memories are all of another model or method; with `adopt`, `migrate` may then
+    make this session's.
     """
 
     def __init__(
@@ -69,12 +48,20 @@ class Session:
     ) -> None:
         self.lm = load(lm) if isinstance(lm, str) else lm
         self.method = methods.load(method, self.lm) if isinstance(method, str) else method
+        self._owns_bank = not isinstance(bank, Bank)
         self.bank = bank if isinstance(bank, Bank) else Bank.open(bank, namespace=namespace)
         self.embedder = embedder or self.lm.embedder
         self.retriever = Retriever(self.bank, self.embedder, kind=retrieval)
         self.seed = seed
         if self.method.writes_tensors and not adopt:
+            self._check()
+
+    def _check(self) -> None:
+        try:
             self.bank.check(self.fingerprint, describe(self.lm, self.method))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def fingerprint(self) -> str:
@@ -98,14 +85,14 @@ class Session:
         `expires`: seconds since 1970. Raises InputError for a text without a word in it
         and for a time that has passed.
         """
-        if expires is not None and expires <= time.time():
+        if expires is not None and expires <= self.bank.now():
             raise InputError(f"expires {expires} is in the past", "give seconds since 1970 that are still to come")
-        document = _Plain(text, source, metadata or {})
+        document = Document(text, source, metadata or {})
         return self._write([document], expires=expires, supersedes=supersedes, warm=warm)
 
     def write_documents(
         self,
-        documents: Iterable[Text],
+        documents: Iterable[Document],
         *,
         warm: bool = True,
         on_progress: Callable[[int], None] | None = None,
@@ -115,7 +102,7 @@ class Session:
 
     def _write(
         self,
-        documents: Iterable[Text],
+        documents: Iterable[Document],
         *,
         expires: float | None = None,
         supersedes: str | None = None,
@@ -138,7 +125,7 @@ class Session:
         return Receipt(ids, skipped, num_documents, num_tokens, num_bytes, time.monotonic() - begun)
 
     def _batches(
-        self, documents: Iterable[Text], expires: float | None, supersedes: str | None
+        self, documents: Iterable[Document], expires: float | None, supersedes: str | None
     ) -> Iterator[list[list[Draft]]]:
         """Whole documents, together until they have `COMMIT_CHUNKS` chunks: each batch is one commit."""
         batch: list[list[Draft]] = []
@@ -150,7 +137,7 @@ class Session:
         if batch:
             yield batch
 
-    def _drafts(self, document: Text, expires: float | None, supersedes: str | None) -> list[Draft]:
+    def _drafts(self, document: Document, expires: float | None, supersedes: str | None) -> list[Draft]:
         text = check_text(document.text, document.source or "the text")
         pieces = split(text, self.lm.count_tokens, self.method.reference_tokens())
         return [
@@ -168,17 +155,14 @@ class Session:
         ]
 
     def _derive(self, stored: Sequence[tuple[str, bool]], warm: bool) -> int:
-        """Search vectors of new chunks, and memories of those that have none; returns the bytes that were added."""
-        num_bytes = 0
-        new = list(dict.fromkeys(chunk_id for chunk_id, is_new in stored if is_new))
-        if (embedder := self.embedder) and new:
-            vectors = embedder.embed([chunk.text for chunk in self.bank.get(new)])
-            self.bank.put_vectors(embedder.name, new, vectors)
+        """Search vectors and memories of those chunks that have none yet; returns the bytes that were added."""
+        num_bytes, ids = 0, list(dict.fromkeys(chunk_id for chunk_id, _ in stored))
+        if (embedder := self.embedder) and (missing := self.bank.missing_vectors(embedder.name, ids)):
+            vectors = embedder.embed([chunk.text for chunk in self.bank.get(missing)])
+            self.bank.put_vectors(embedder.name, missing, vectors)
             num_bytes += vectors.nbytes
         if warm and self.method.writes_tensors:
-            ids = list(dict.fromkeys(chunk_id for chunk_id, _ in stored))
-            missing = self.bank.missing_memories(self.fingerprint, ids)
-            num_bytes += self._write_memories(missing)
+            num_bytes += self._write_memories(self.bank.missing_memories(self.fingerprint, ids))
         return num_bytes
 
     def _write_memories(self, ids: Sequence[str]) -> int:
@@ -191,8 +175,8 @@ class Session:
     def migrate(self, on_progress: Callable[[int], None] | None = None) -> int:
         """Makes vectors and memories of every chunk for this session's model and method; returns how many.
 
-        A chunk that is too long for this model's tokenizer is split, and the pieces supersede it. What other
-        models made of the same chunks stays until `bank.drop_memories`.
+        A chunk that is too long for this model's tokenizer is replaced by its pieces. What other models made of
+        the other chunks stays until `bank.drop_memories`.
         """
         self._split_long_chunks()
         self.retriever.update()
@@ -211,6 +195,7 @@ class Session:
             if self.lm.count_tokens(chunk.text) > limit:
                 pieces = split(chunk.text, self.lm.count_tokens, limit)
                 self.bank.add([self._piece_of(chunk, piece) for piece in pieces])
+                self.forget(chunk.id)  # else forgetting the pieces would leave their text in the bank
 
     def _piece_of(self, chunk: Chunk, piece: Piece) -> Draft:
         return Draft(
@@ -220,7 +205,7 @@ class Session:
             start=chunk.start + piece.start,
             end=chunk.start + piece.end,
             expires=chunk.expires,
-            supersedes=chunk.id,
+            supersedes=chunk.supersedes,
             metadata=dict(chunk.metadata),
         )
 
@@ -258,38 +243,22 @@ class Session:
 
     def generate_batch(self, prompts: Sequence[str | Sequence[Message]], **options: Any) -> list[Reply]:
         """`generate` for several prompts of any lengths at once; every row recalls its own memories."""
-        streams = self._answer(prompts, **options)
-        for _ in streams.steps():
+        if not prompts:
+            return []
+        generation = self._generation(prompts, options)
+        for _ in generation.steps():
             pass
-        return streams.replies()
+        return generation.replies()
 
     def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
         """`generate`, a piece at a time: iterate for text; `.reply` is there when the iteration ends."""
-        return Stream(self._answer([prompt], **options))
+        return Stream(self._generation([prompt], options))
 
-    def _answer(
-        self,
-        prompts: Sequence[str | Sequence[Message]],
-        *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        without: Collection[str] = (),
-        recall: bool = True,
-    ) -> Answer:
-        if max_tokens < 1:
-            raise InputError(f"max_tokens {max_tokens} leaves no room for an answer", "use 1 or more")
-        return Answer(
-            self.lm,
-            self.method,
-            BankRecall(self.lm, self.method, self.bank, self.retriever, without) if recall else None,
-            [self._prompt(prompt) for prompt in prompts],
-            Sampling(temperature, top_p, self.seed if seed is None else seed),
-            max_tokens,
-            (*stop, *self.lm.stop),
-        )
+    def _generation(self, prompts: Sequence[str | Sequence[Message]], options: Mapping[str, Any]) -> Generation:
+        seed = self.seed if options.get("seed") is None else options["seed"]
+        chosen = Options(**{**options, "seed": seed})
+        recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without) if chosen.recall else None
+        return Generation(self.lm, self.method, recall, [self._prompt(prompt) for prompt in prompts], chosen)
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -299,102 +268,12 @@ class Session:
         return Prompt(tuple(self.lm.render(messages)), messages[-1]["content"])
 
     def close(self) -> None:
-        self.bank.close()
+        """Closes the bank, unless it was given open: then it is its owner's."""
+        if self._owns_bank:
+            self.bank.close()
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class Answer:
-    """A batch of answers while they are generated, and what each was recalled from."""
-
-    def __init__(
-        self,
-        lm: LM,
-        method: Method,
-        recall: BankRecall | None,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        max_tokens: int,
-        stop: tuple[str, ...],
-    ) -> None:
-        self.lm, self.method, self.recall = lm, method, recall
-        self.prompts, self.sampling, self.max_tokens, self.stop = prompts, sampling, max_tokens, stop
-        self.begun = time.monotonic()
-        self.reading = self._read()
-        self.rows: list[Row] = []
-        self.first_token_seconds = self.seconds = 0.0
-
-    @torch.inference_mode()
-    def _read(self) -> Reading:
-        if self.recall is None:
-            ids = tuple(prompt.ids for prompt in self.prompts)
-            return Reading(ids, None, None, tuple(((0, ()),) for _ in ids))
-        return self.method.read(self.lm, self.recall, self.prompts)
-
-    @torch.inference_mode()
-    def _read_again(self, rows: list[list[int]]) -> Any:
-        assert self.recall is not None
-        self.reading = self.method.read_again(self.lm, self.recall, self.reading, rows)
-        return self.reading.decoding
-
-    def steps(self) -> Iterator[list[Row]]:
-        for rows in decode(
-            self.lm,
-            self.reading.prompts,
-            self.reading.prefix,
-            decoding_prefix=self.reading.decoding,
-            refresh=None if self.recall is None else self._read_again,
-            max_tokens=self.max_tokens,
-            sampling=self.sampling,
-            stop=self.stop,
-        ):
-            self.seconds = time.monotonic() - self.begun
-            self.first_token_seconds = self.first_token_seconds or self.seconds
-            self.rows = rows
-            yield rows
-
-    def replies(self) -> list[Reply]:
-        shares: list[dict[str, float]] = [{} for _ in self.rows]
-        if self.recall is not None:
-            shares = self.method.shares(self.lm, self.recall, self.reading, [_all_ids(row) for row in self.rows])
-            self.recall.bank.note_recalled(
-                [hit.chunk.id for row in self.reading.groups for _, hits in row for hit in hits]
-            )
-        return [self._reply(i, row, shares[i]) for i, row in enumerate(self.rows)]
-
-    def _reply(self, i: int, row: Row, shares: Mapping[str, float]) -> Reply:
-        best = {hit.chunk.id: hit for _, hits in self.reading.groups[i] for hit in sorted(hits, key=lambda h: h.score)}
-        recalled = [
-            Recall(hit.chunk.id, hit.chunk.text, hit.chunk.source, hit.score, shares.get(hit.chunk.id))
-            for hit in sorted(best.values(), key=lambda h: -h.score)
-        ]
-        usage = Usage(len(self.reading.prompts[i]), row.num_tokens, self._memory_tokens(i))
-        return Reply(row.text.strip(), recalled, usage, self.seconds, self.first_token_seconds, row.finish or "length")
-
-    def _memory_tokens(self, i: int) -> int:
-        return self.reading.memory_tokens[i] if self.reading.memory_tokens else 0
-
-
-def _all_ids(row: Row) -> list[int]:
-    return [*row.prompt, *row.ids[: row.num_tokens]]
-
-
-class Stream:
-    """Iterate for pieces of text; `reply` is None until the iteration has ended."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self.reply: Reply | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        given = 0
-        for rows in self._answer.steps():
-            text = rows[0].text.lstrip()
-            if len(text) > given:
-                yield text[given:]
-                given = len(text)
-        self.reply = self._answer.replies()[0]

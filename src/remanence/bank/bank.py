@@ -126,9 +126,9 @@ class Bank:
         if len(ids):
             tensors.put_vectors(self._scope, embedder, ids, vector_NE)
 
-    def missing_vectors(self, embedder: str) -> Ids:
-        """Live chunks without a vector of `embedder`, oldest first."""
-        return listing.missing_vectors(self._scope, embedder)
+    def missing_vectors(self, embedder: str, ids: Sequence[str] | None = None) -> Ids:
+        """Which of `ids` (None: of all live chunks, oldest first) have no vector of `embedder`."""
+        return listing.missing_vectors(self._scope, embedder, ids)
 
     def check(self, fingerprint: str, description: Mapping[str, Any]) -> None:
         """BankMismatch where this namespace holds memories, but none of `fingerprint`.
@@ -173,6 +173,10 @@ class Bank:
     def usage(self) -> dict[str, tuple[int, float]]:
         """Chunk id -> (number of recalls, time of the last)."""
         return self._usage.counts()
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that decides what has expired."""
+        return self._scope.clock()
 
     # --- forgetting and care ------------------------------------------------------------------
 

@@ -59,9 +59,12 @@ def iterate(scope: Scope, ids: Sequence[str]) -> Iterator[list[Chunk]]:
         yield [rows[id] for id in part if id in rows]
 
 
-def missing_vectors(scope: Scope, embedder: str) -> list[str]:
-    """See `Bank.missing_vectors`; quick where nothing is missing."""
+def missing_vectors(scope: Scope, embedder: str, ids: Sequence[str] | None = None) -> list[str]:
+    """See `Bank.missing_vectors`."""
     name = vectors_table(embedder)
+    if ids is not None:
+        present = held_ids(scope, name, ids)
+        return [id for id in dict.fromkeys(ids) if id not in present]
     held = scope.store.read(name, lambda table: table.count_rows(scope.where()), 0)
     ids = live_ids(scope)
     if not held:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from remanence.errors import InputError
 from remanence.lm import seam
 
 if TYPE_CHECKING:
@@ -34,8 +36,14 @@ class ModelEmbedder:
         """The head that ships in a checkpoint's folder, or None."""
         if not (folder / WEIGHTS).is_file():
             return None
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return cls(lm, config["layer"], load_file(folder / WEIGHTS)["weight"])
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            return cls(lm, int(config["layer"]), load_file(folder / WEIGHTS)["weight"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"the search head in {str(folder)!r} cannot be read ({reason})", "load the model again"
+            ) from error
 
     @property
     def name(self) -> str:

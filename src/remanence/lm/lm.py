@@ -215,10 +215,10 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     is_folder = (folder / "config.json").is_file()
     where, local = (str(folder), True) if is_folder else (str(name), "/" not in str(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
         model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, local_files_only=local, use_safetensors=True
+            where, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
         ).to(device)
     except (OSError, ValueError, KeyError) as error:
         known = str(error) and (is_folder or not local)
