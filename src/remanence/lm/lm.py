@@ -19,6 +19,7 @@ from remanence.lm import family, seam, tiny
 from remanence.lm.embedder import ModelEmbedder
 from remanence.types import KV, Prefix
 
+SETTINGS = "remanence.json"
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 
 
@@ -38,6 +39,8 @@ class Dims:
 class LM:
     """A model that passed `prove`, its tokenizer, and what they are called.
 
+    `settings`: method name -> the fields of its config that the checkpoint was made for (`remanence.json` beside it).
+
     Its weights must not change under it: the fingerprint is computed once. After training, make a new one.
     """
 
@@ -49,6 +52,7 @@ class LM:
         self.name = name
         self.proof = family.prove(self.model)
         self.embedder = ModelEmbedder.beside(self, folder) if folder else None
+        self.settings = _settings(folder) if folder else {}
         self._constants: dict[tuple[int, ...], tuple[int, dict[int, KV]]] = {}
 
     @property
@@ -184,6 +188,19 @@ class LM:
             logits_to_keep=1 if last_only else 0,
             **extra,
         ).logits
+
+
+def _settings(folder: Path) -> dict[str, dict[str, Any]]:
+    file = folder / SETTINGS
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(file)!r} cannot be read: {error}", "get the model again, or remove the file") from error
+    if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
+        raise InputError(f"{str(file)!r} is not an object of objects", 'write {"memory3": {"kept_tokens": 8}}, say')
+    return settings
 
 
 _IRRELEVANT = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
+from typing import Any
 
 from remanence.errors import InputError
 from remanence.lm.lm import LM
@@ -25,16 +27,31 @@ def _subclasses(cls: type[Method]) -> list[type[Method]]:
 
 
 def load(name: str, lm: LM, preset: str | None = None) -> Method:
-    """`name` may carry its preset: "memory3:dense". Raises InputError for names that do not exist."""
+    """`name` may carry its preset: "memory3:dense". Without one: as the model's own settings say, else the first.
+
+    Raises InputError for names that do not exist.
+    """
     name, _, inline = name.partition(":")
     methods = known()
     cls = methods.get(name)
     if cls is None:
         raise InputError(f"no memory method {name!r}", _suggest(name, sorted(methods)))
-    preset = preset or inline or next(iter(cls.presets))
-    if preset not in cls.presets:
+    preset = preset or inline
+    if preset and preset not in cls.presets:
         raise InputError(f"method {name!r} has no preset {preset!r}", _suggest(preset, sorted(cls.presets)))
-    return cls(cls.presets[preset](lm))
+    config = cls.presets[preset or next(iter(cls.presets))](lm)
+    return cls(config if preset else _with_settings(config, name, lm))
+
+
+def _with_settings(config: Any, name: str, lm: LM) -> Any:
+    """What the checkpoint was made for, where it says so; lists become tuples, since configs are frozen."""
+    settings = lm.settings.get(name, {})
+    allowed = [field.name for field in dataclasses.fields(config)]
+    if unknown := sorted(set(settings) - set(allowed)):
+        hint = _suggest(unknown[0], allowed)
+        raise InputError(f"the settings of {lm.name} for {name} have an unknown field {unknown[0]!r}", hint)
+    values = {field: tuple(value) if isinstance(value, list) else value for field, value in settings.items()}
+    return dataclasses.replace(config, **values)
 
 
 def _suggest(name: str, allowed: list[str]) -> str:

@@ -58,7 +58,6 @@ class Method(ABC):
     """One paper, one file, one frozen config. Subclasses in this folder are found by their `name`."""
 
     name: ClassVar[str]
-    Config: ClassVar[type]
     presets: ClassVar[dict[str, Callable[[LM], Any]]]
     writes_tensors: ClassVar[bool] = True
     """False for methods that recall text: nothing but text is stored for them."""

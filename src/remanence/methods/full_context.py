@@ -22,7 +22,6 @@ class FullContext(Method):
     """The oldest chunks first; what does not fit is left out."""
 
     name: ClassVar[str] = "full_context"
-    Config = FullContextConfig
     presets: ClassVar = {"default": lambda lm: FullContextConfig()}
     writes_tensors: ClassVar[bool] = False
     config: FullContextConfig

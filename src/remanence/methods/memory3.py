@@ -71,7 +71,6 @@ class Memory3(Method):
     """Reads and writes explicit memory. Source: Memory³ §3; the choices it leaves open are in docs/memory3.md."""
 
     name: ClassVar[str] = "memory3"
-    Config = Memory3Config
     presets: ClassVar = {"paper": paper, "dense": dense}
     config: Memory3Config
 

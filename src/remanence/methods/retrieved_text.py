@@ -24,7 +24,6 @@ class RetrievedText(Method):
     """`<s>Reference:`, then each reference on a line of its own, then the prompt; retrieved once (§7.4)."""
 
     name: ClassVar[str] = "retrieved_text"
-    Config = RetrievedTextConfig
     presets: ClassVar = {"default": lambda lm: RetrievedTextConfig()}
     writes_tensors: ClassVar[bool] = False
     config: RetrievedTextConfig
