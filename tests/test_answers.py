@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from remanence import answers
@@ -48,5 +50,36 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         answers.note(tmp_path, answer(2))
-    assert [path.name for path in tmp_path.iterdir()] == [answers.FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [answers.FILE, answers.LOCK]
     assert answers.last(tmp_path, "default") == [answer(1)]
+
+
+def test_whoever_notes_does_not_put_back_what_another_scrubs(tmp_path, monkeypatch):
+    answers.note(tmp_path, answer(1, "a"))
+    read, scrubbers = answers._read, []
+
+    def read_slowly(bank):
+        found = read(bank)
+        if not scrubbers:  # the note has read: what forgets comes in between, as far as it can
+            scrubbers.append(threading.Thread(target=answers.scrub, args=(tmp_path, {"a"})))
+            scrubbers[0].start()
+            scrubbers[0].join(0.2)
+        return found
+
+    monkeypatch.setattr(answers, "_read", read_slowly)
+    answers.note(tmp_path, answer(2))
+    scrubbers[0].join()
+    assert [each.time for each in answers.last(tmp_path, "default", 9)] == [2]
+
+
+def test_what_a_kill_left_goes_with_the_next_change(tmp_path):
+    answers.note(tmp_path, answer(1))
+    left = tmp_path / f".{answers.FILE}.0123.tmp"
+    left.write_text("the code is 4417")
+    answers.scrub(tmp_path, {"a"})
+    assert not left.exists()
+
+
+def test_a_bank_without_answers_gets_no_lock(tmp_path):
+    assert answers.scrub(tmp_path, {"a"}) == 0
+    assert not list(tmp_path.iterdir())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remanence.files import write_whole, writer_lock
+
 if TYPE_CHECKING:
     from remanence.types import Reply
 
-FILE = "answers.jsonl"
+FILE, LOCK = "answers.jsonl", "answers.lock"
+LOCK_SECONDS = 10.0
 KEEP = 50
 """Of each namespace."""
 
@@ -49,10 +51,11 @@ class Answer:
 
 def note(bank: Path, answer: Answer) -> None:
     """Appends to the bank's answers and lets the oldest of the namespace go."""
-    answers = _read(bank)
-    others = [old for old in answers if old.namespace != answer.namespace]
-    mine = [old for old in answers if old.namespace == answer.namespace]
-    _replace(bank, [*others, *mine[1 - KEEP :], answer])
+    with _changing(bank):
+        answers = _read(bank)
+        others = [old for old in answers if old.namespace != answer.namespace]
+        mine = [old for old in answers if old.namespace == answer.namespace]
+        _replace(bank, [*others, *mine[1 - KEEP :], answer])
 
 
 def last(bank: Path, namespace: str, limit: int = 1) -> list[Answer]:
@@ -62,10 +65,13 @@ def last(bank: Path, namespace: str, limit: int = 1) -> list[Answer]:
 
 def scrub(bank: Path, ids: Collection[str]) -> int:
     """Removes every answer that was given from one of `ids`, since it may repeat what is forgotten."""
-    answers = _read(bank)
-    kept = [answer for answer in answers if not any(recalled.id in ids for recalled in answer.recalled)]
-    if len(kept) < len(answers):
-        _replace(bank, kept)
+    if not (bank / FILE).exists():
+        return 0
+    with _changing(bank):
+        answers = _read(bank)
+        kept = [answer for answer in answers if not any(recalled.id in ids for recalled in answer.recalled)]
+        if len(kept) < len(answers):
+            _replace(bank, kept)
     return len(answers) - len(kept)
 
 
@@ -74,6 +80,15 @@ def prune(bank: Path, namespace: str, is_live: Callable[[str], bool]) -> int:
     ids = {recalled.id for answer in last(bank, namespace, KEEP) for recalled in answer.recalled}
     gone = {id for id in ids if not is_live(id)}
     return scrub(bank, gone) if gone else 0
+
+
+@contextmanager
+def _changing(bank: Path) -> Iterator[None]:
+    """Alone among all who change the answers, so that none puts back what another scrubs; no draft of a kill stays."""
+    with writer_lock(bank / LOCK, LOCK_SECONDS):
+        for draft in bank.glob(f".{FILE}.*.tmp"):
+            draft.unlink(missing_ok=True)
+        yield
 
 
 def _read(bank: Path) -> list[Answer]:
@@ -94,12 +109,5 @@ def _parse(line: str) -> Answer | None:
 
 
 def _replace(bank: Path, answers: Iterable[Answer]) -> None:
-    """All or nothing: a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=bank, prefix=FILE)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        os.replace(name, bank / FILE)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+    write_whole(bank / FILE, lines.encode("utf-8", errors="replace"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from remanence.bank import Bank
-from remanence.bank.lock import writer_lock
 from remanence.errors import InputError, UnknownChunk
+from remanence.files import writer_lock
 
 from .helpers import NOON, add_one, draft
 

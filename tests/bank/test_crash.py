@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from remanence.bank import Bank
-from remanence.bank.lock import writer_lock
 from remanence.errors import BankBusy, BankError, InputError
+from remanence.files import writer_lock
 
 from .helpers import FINGERPRINT, add_one, draft, make_memory
 from .writer import NUM_RACE_BATCHES, batch_texts

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from remanence.bank.draft import digest
 from remanence.errors import BankCorrupted, BankError, InputError
+from remanence.files import write_whole
 
 FORMAT = 1
 FILE = "meta.json"
@@ -89,42 +87,6 @@ def write_meta(folder: Path, meta: Meta) -> None:
     body = asdict(meta)
     content = {"body": body, "checksum": digest(json.dumps(body, sort_keys=True))}
     write_whole(folder / FILE, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """`path` holds either what it held before or all of `data`, whatever happens."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path`, on disk, when the block ends; nothing is left of it if that fails.
-
-    Its name cannot be guessed and no link is followed, so that nobody else who may write to the folder can divert it.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(draft, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes new names in `folder` durable, where the system can."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_empty(folder: Path) -> None:

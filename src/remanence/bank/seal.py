@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from remanence.bank.meta import sync_folder, write_whole
+from remanence.files import sync_folder, write_whole
 
 FILE = "sums.txt"
 MUTABLE = ("latest_version_hint.json",)

@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from remanence.bank.guard import guard
 from remanence.bank.heap import limit_arenas, trim
-from remanence.bank.lock import writer_lock
 from remanence.bank.loop import run
 from remanence.bank.meta import Meta, TextIndex, check_empty, read_meta, write_meta
 from remanence.bank.rows import CHUNKS, USAGE
 from remanence.bank.seal import Seal
 from remanence.errors import BankCorrupted, BankError, InputError
+from remanence.files import writer_lock
 
 Table = Any  # lancedb's AsyncTable
 Result = TypeVar("Result")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from remanence.bank import listing, texts
 from remanence.bank.draft import Draft, check_draft, chunk_id, digest
-from remanence.bank.meta import replacing
 from remanence.errors import BankError, InputError
+from remanence.files import replacing
 
 if TYPE_CHECKING:
     from remanence.bank.bank import Bank

@@ -16,7 +16,7 @@ from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
 from remanence.cli.terminal import clean, err, one_line, print_json, read_input, say
-from remanence.errors import InputError
+from remanence.errors import BankBusy, InputError
 from remanence.text.decode import check_text
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def answer(session: Session, prompt: Any, show: Any = None, **chosen: Any) -> Re
 
 
 def note_answer(asked_as: AskedAs, question: str, chosen: dict[str, Any], reply: Reply) -> None:
-    """For `why`; a disk that is full or read-only must not cost the answer."""
+    """For `why`; a disk that is full or read-only, or a busy one, must not cost the answer."""
     bank, namespace, model, method, seed = asked_as
     known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
     options = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p") if name in chosen}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, BankBusy):
         answers.note(bank, answers.Answer.of(reply, time=time.time(), options=options, **known))
 
 
