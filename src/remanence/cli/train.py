@@ -9,7 +9,7 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="nano")] = "nano",
+    recipe: Annotated[str, typer.Argument(help="nano or nano-wide")] = "nano",
     stage: Annotated[str, typer.Option(help="warmup, continual, control, export, or all")] = "all",
     data: Annotated[Path | None, typer.Option(help="folder with squad_passages, babi, classic_books")] = None,
     out: Annotated[Path, typer.Option(help="folder of logs and checkpoints")] = Path("runs/nano"),
@@ -21,16 +21,16 @@ def train(
     import torch
 
     from remanence.errors import InputError
-    from remanence.train.recipes.nano import Recipe
+    from remanence.train.recipes.nano import RECIPES
     from remanence.train.start import STAGES, run_stage, start_run
 
-    if recipe != "nano":
-        raise InputError(f"no recipe is called {recipe!r}", "use nano")
+    if recipe not in RECIPES:
+        raise InputError(f"no recipe is called {recipe!r}", f"use {' or '.join(RECIPES)}")
     if stage not in (*STAGES, "all"):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
     for one in ("warmup", "continual", "export") if stage == "all" else (stage,):
-        run_stage(start_run(Recipe(), data, out), one, steps, resume and (out / one).exists())
+        run_stage(start_run(RECIPES[recipe](), data, out), one, steps, resume and (out / one).exists())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ class Batch:
     ids_BT: Tensor
     kind_BT: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.ids_BT.to(device), self.kind_BT.to(device))
+
 
 def plain_batch(seed: int, step: int, phase: Phase, corpora: Corpora, encoder: Encoder, split: str = TRAIN) -> Batch:
     """Rows with the references as text in front: `<s>Reference: {p}\\n …<s>Question: {q}\\nAnswer: {a}\\n…`."""

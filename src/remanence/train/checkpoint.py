@@ -30,8 +30,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, fresh / "weights.safetensors")
-    save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, fresh / "optimizer.safetensors")
+    save_file({k: v.contiguous().cpu() for k, v in checkpoint.weights.items()}, fresh / "weights.safetensors")
+    save_file({k: v.contiguous().cpu() for k, v in checkpoint.optimizer.items()}, fresh / "optimizer.safetensors")
     (fresh / "progress.json").write_text(json.dumps(checkpoint.progress, indent=1), encoding="utf-8")
     for path in fresh.iterdir():
         with path.open("rb") as file:

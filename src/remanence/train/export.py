@@ -29,7 +29,7 @@ def export(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if head is not None:
-        save_file({"weight": head.weight_EC.contiguous()}, folder / "embedder.safetensors")
+        save_file({"weight": head.weight_EC.contiguous().cpu()}, folder / "embedder.safetensors")
         about = {
             "layer": head.layer,
             "dim": len(head.weight_EC),

@@ -35,6 +35,10 @@ class Hints:
     asked: Shared
     told: Shared
 
+    def to(self, device: torch.device) -> Hints:
+        own = (self.row_Q, self.position_Q, self.reference_Q, self.token_Q, self.value_RT)
+        return Hints(*(tensor.to(device) for tensor in own), self.asked.to(device), self.told.to(device))
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -47,6 +51,9 @@ class Shared:
     row_F: Tensor
     position_F: Tensor
     target_FT: Tensor
+
+    def to(self, device: torch.device) -> Shared:
+        return Shared(self.row_F.to(device), self.position_F.to(device), self.target_FT.to(device))
 
 
 def find_answers(
@@ -134,7 +141,7 @@ def _attention(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
     key_QHSD = key_QGSD.repeat_interleave(query_QHD.shape[1] // key_QGSD.shape[1], 1)
     score_QHS = torch.einsum("qhd,qhsd->qhs", query_QHD, key_QHSD) * shown.scaling
     if shown.mask is None:
-        seen_QS = torch.arange(S) <= position_Q[:, None] + S - T
+        seen_QS = torch.arange(S, device=position_Q.device) <= position_Q[:, None] + S - T
     else:
         seen_QS = shown.mask[:, 0].expand(len(shown.query_BHTD), -1, -1)[row_Q, position_Q]
     return score_QHS.masked_fill(~seen_QS[:, None], -torch.inf).softmax(-1)
@@ -146,7 +153,7 @@ def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) ->
     `num_lead`: tokens in front of each row that `shared` does not count. Columns before those are memory.
     """
     if not layers or not len(shared.row_F):
-        return torch.zeros(())
+        return torch.zeros((), device=shared.row_F.device)
     masses = []
     for shown in layers:
         share_FHS = _attention(shown, shared.row_F, shared.position_F + num_lead)
@@ -156,9 +163,9 @@ def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) ->
 
 def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: int, width: int) -> tuple[Tensor, Tensor]:
     """owner_BS: which memory of its row a column belongs to; token_BGS: which token of it. -1: none."""
-    G = memories[0][0].index_LGN.shape[1]
+    example = memories[0][0].index_LGN
     owner_BS = torch.full((len(memories), width), -1)
-    token_BGS = torch.full((len(memories), G, width), -1)
+    token_BGS = torch.full((len(memories), example.shape[1], width), -1, device=example.device)
     for r, row in enumerate(memories):
         column = num_lead
         for i, memory in enumerate(row):
@@ -166,7 +173,7 @@ def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: in
             owner_BS[r, column : column + index_GN.shape[1]] = i
             token_BGS[r, :, column : column + index_GN.shape[1]] = index_GN
             column += index_GN.shape[1]
-    return owner_BS, token_BGS
+    return owner_BS.to(example.device), token_BGS
 
 
 def keeping_loss(weights_BGT: Sequence[Tensor], hints: Hints) -> Tensor:

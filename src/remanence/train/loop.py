@@ -35,6 +35,7 @@ class Run:
     encoder: Encoder
     corpora: Corpora
     folder: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -60,8 +61,9 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 
 def plain_losses(run: Run, batch: Batch) -> Losses:
     """Forward pass over whole rows, logits only where there is a target."""
+    batch = batch.to(run.device)
     index_N = targets(batch.kind_BT, TEXT_STRIDE, run.step)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(run.device.type, torch.bfloat16):
         hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
     return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
@@ -111,9 +113,9 @@ def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
     found = {}
     run.model.eval()
     for passages, facts, tokens in ((1, 2, 160), (5, 3, 384)):
-        batch = heldout_batch(run.recipe.seed, rows, tokens, passages, facts, run.encoder)
+        batch = heldout_batch(run.recipe.seed, rows, tokens, passages, facts, run.encoder).to(run.device)
         index_N = targets(batch.kind_BT, 10**6)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(run.device.type, torch.bfloat16):
             hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
             logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)

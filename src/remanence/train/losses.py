@@ -52,5 +52,5 @@ def exact_answers(logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: T
     right_N = logits_NV.argmax(-1).eq(ids_BT.flatten()[index_N + 1])
     starts_N = functional.pad(index_N[1:] - index_N[:-1] > 1, (1, 0), value=True)
     number_N = starts_N.int().cumsum(0) - 1
-    wrong = torch.zeros(int(number_N[-1]) + 1).index_add_(0, number_N, (~right_N).float())
+    wrong = torch.zeros(int(number_N[-1]) + 1, device=number_N.device).index_add_(0, number_N, (~right_N).float())
     return right_N.float().mean().item(), wrong.eq(0).float().mean().item()

@@ -36,6 +36,9 @@ class MemoryBatch:
     kind_BT: Tensor
     hints: Hints
 
+    def to(self, device: torch.device) -> MemoryBatch:
+        return MemoryBatch(self.references, self.ids_BT.to(device), self.kind_BT.to(device), self.hints.to(device))
+
 
 @dataclass(frozen=True)
 class Written:
@@ -55,7 +58,7 @@ def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> Mem
         rows = [draw_row(rng, only_references, run.corpora, vocab_size) for _ in range(phase.rows)]
     else:
         rows = [facts_row(rng, phase, split) for _ in range(phase.rows)]
-    return pack_memory(rows, phase.tokens, run.encoder)
+    return pack_memory(rows, phase.tokens, run.encoder).to(run.device)
 
 
 def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
@@ -69,8 +72,9 @@ def write_memories(lm: LM, method: Memory3, references: list[list[int]]) -> Writ
     """What `method.write` writes, in one pass that also keeps the gradient of what selects the tokens."""
     lead = method.prefix_ids(lm)
     longest = max(map(len, references))
-    ids_BT = torch.tensor([[*lead, *ids] + [0] * (longest - len(ids)) for ids in references])
-    real_BT = torch.arange(longest) < torch.tensor([len(ids) for ids in references])[:, None]
+    ids_BT = torch.tensor([[*lead, *ids] + [0] * (longest - len(ids)) for ids in references], device=lm.device)
+    sizes_B = torch.tensor([len(ids) for ids in references], device=lm.device)
+    real_BT = torch.arange(longest, device=lm.device) < sizes_B[:, None]
     watch = seam.Watch(frozenset(method.config.memory_layers), stop=True)
     with contextlib.suppress(seam.Enough):
         lm.model(ids_BT, use_cache=False, watch=watch)
@@ -121,7 +125,7 @@ def read_memories(
     rows = [tuple(next(every) for _ in row) for row in batch.references]
     T = batch.ids_BT.shape[1]
     prefix = method.prefix(lm, [[Group(0, row)] for row in rows], [T] * len(rows))
-    positions_BT = prefix.offset_tokens + torch.arange(T)[None]
+    positions_BT = prefix.offset_tokens + torch.arange(T, device=lm.device)[None]
     last = config.memory_layers[-1]
     model: Any = lm.model
     watch = seam.Watch(frozenset(config.memory_layers) if hint else frozenset())
@@ -141,7 +145,7 @@ def read_memories(
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:
     """The loss of `answer_losses`, and the hints' beside it in `total`."""
     index_N = targets(batch.kind_BT, TEXT_STRIDE, run.step)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(lm.device.type, torch.bfloat16):
         logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=True)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
     run.sums["hints"] = run.sums.get("hints", 0.0) + float(hinted.detach())
@@ -213,7 +217,7 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict
     for kept in dict.fromkeys((slots, 8)):
         batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
         index_N = targets(batch.kind_BT, 10**6)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(lm.device.type, torch.bfloat16):
             logits_NV, _ = read_memories(lm, configured(lm, kept), batch, index_N)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
         name = f"memory{'all' if kept is None else kept}"

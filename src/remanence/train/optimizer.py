@@ -44,4 +44,10 @@ class Optimizer:
         for i, part in enumerate(self.parts):
             for name, parameter in zip(self.names[i], part.param_groups[0]["params"], strict=True):
                 lead = f"{i}/{name}/"
-                part.state[parameter] = {k[len(lead) :]: v.clone() for k, v in state.items() if k.startswith(lead)}
+                part.state[parameter] = {
+                    key[len(lead) :]: tensor.clone()
+                    if key.endswith("/step")
+                    else tensor.to(parameter.device, copy=True)
+                    for key, tensor in state.items()
+                    if key.startswith(lead)
+                }

@@ -19,9 +19,9 @@ from remanence.train.corpora import Corpora
 class HeadRecipe:
     """`layers` are tried in turn and the best on held-out facts is kept; pairs per step are `batch`."""
 
-    layers: tuple[int, ...] = (0, 1, 2, 3)
+    layers: tuple[int, ...] = (0, 1, 2)
     dim: int = 128
-    groups: int = 4000
+    groups: int = 1500
     heldout_groups: int = 250
     steps: int = 600
     batch: int = 512
@@ -91,9 +91,10 @@ def _means(lm: LM, layer: int, texts: list[str], batch: int = 64) -> Tensor:
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         lengths = [len(rows[i]) for i in chosen]
-        ids_BT = torch.tensor([rows[i] + [0] * (max(lengths) - len(rows[i])) for i in chosen])
-        with torch.autocast("cpu", torch.bfloat16):
-            found_NC[chosen] = mean_hidden(lm.model, ids_BT, torch.tensor(lengths), layer)
+        ids_BT = torch.tensor([rows[i] + [0] * (max(lengths) - len(rows[i])) for i in chosen], device=lm.device)
+        num_tokens_B = torch.tensor(lengths, device=lm.device)
+        with torch.autocast(lm.device.type, torch.bfloat16):
+            found_NC[chosen] = mean_hidden(lm.model, ids_BT, num_tokens_B, layer).cpu()
     return found_NC
 
 

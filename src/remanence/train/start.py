@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from remanence.train.circuits import start_with_copying
@@ -23,14 +24,16 @@ from remanence.train.tokenizer import generator_texts, train_tokenizer
 STAGES = ("warmup", "continual", "control", "export")
 
 
-def start_run(recipe: Recipe, data: Path | None, folder: Path) -> Run:
+def start_run(recipe: Recipe, data: Path | None, folder: Path, device: torch.device | None = None) -> Run:
     """A run at step 0; the tokenizer in `folder` is used again, or trained and kept there."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     corpora = load_corpora(data)
     encoder = Encoder(load_or_train_tokenizer(recipe, corpora, folder / "tokenizer"))
     model = build_model(recipe.shape, recipe.seed)
     start_with_copying(model, recipe.seed)
-    return Run(recipe, model, Optimizer(model, recipe), encoder, corpora, folder)
+    model.to(device)
+    return Run(recipe, model, Optimizer(model, recipe), encoder, corpora, folder, device)
 
 
 def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
