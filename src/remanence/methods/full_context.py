@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 from remanence.lm.lm import LM
@@ -27,18 +28,16 @@ class FullContext(Method):
     config: FullContextConfig
 
     def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
-        ids, groups = [], []
-        for prompt in prompts:
-            room = lm.dims.max_positions - len(prompt.ids) - self.config.reserved_tokens
-            hits = recall.texts(room)
-            while (
-                hits
-                and len(row := self._layout(lm, hits, prompt)) > lm.dims.max_positions - self.config.reserved_tokens
-            ):
-                hits = hits[:-1]
-            ids.append(row if hits else prompt.ids)
-            groups.append(((0, tuple(hits)),))
-        return Reading(tuple(ids), None, None, tuple(groups))
-
-    def _layout(self, lm: LM, hits: Sequence, prompt: Prompt) -> tuple[int, ...]:
-        return text_layout(lm, [hit.chunk.text for hit in hits], prompt.ids, self.config.prefix_text)
+        limit = lm.dims.max_positions - self.config.reserved_tokens
+        hits = recall.texts(limit)
+        lengths = [len(lm.encode(f" {hit.chunk.text}\n")) for hit in hits]
+        fixed = len(lm.bos) + len(lm.encode(self.config.prefix_text))
+        rows = [
+            [hit for hit, end in zip(hits, accumulate(lengths), strict=True) if fixed + end + len(prompt.ids) <= limit]
+            for prompt in prompts
+        ]
+        ids = [
+            text_layout(lm, [hit.chunk.text for hit in row], prompt.ids, self.config.prefix_text)
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        return Reading(tuple(ids), None, None, tuple(((0, tuple(row)),) for row in rows))
