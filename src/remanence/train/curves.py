@@ -49,7 +49,7 @@ def draw(log: Path, picture: Path, recipe: Recipe | None = None) -> None:
         axes.annotate(f"memory: {kept}, {phase.facts} facts", (start + step, axes.get_ylim()[1]), rotation=90, va="top")
     axes.set_xlabel("step")
     axes.set_ylabel("loss on answers (nats per token)")
-    axes.legend(loc="upper center")
+    axes.legend(loc="upper right")
     figure.savefig(picture, dpi=110)
 
 

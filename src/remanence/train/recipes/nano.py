@@ -63,7 +63,12 @@ CONTINUAL = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a run depends on besides the data folder."""
+    """Everything that a run depends on besides the data folder.
+
+    Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
+    passages as text, and up to step `dense_until` every second step keeps all tokens. `decay_share` is the part
+    of the second stage over which they fall.
+    """
 
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
