@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -83,3 +85,27 @@ def test_what_a_kill_left_goes_with_the_next_change(tmp_path):
 def test_a_bank_without_answers_gets_no_lock(tmp_path):
     assert answers.scrub(tmp_path, {"a"}) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_goes_with_what_an_earlier_turn_recalled(tmp_path):
+    answers.note(tmp_path, replace(answer(1, "b"), earlier=("a",)))
+    assert answers.last(tmp_path, "default")[0].earlier == ("a",)
+    answers.prune(tmp_path, "default", lambda id: id != "a")
+    assert answers.last(tmp_path, "default") == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": ["nano"]},
+        {"seed": "0"},
+        {"options": {"without": ["a"]}},
+        {"options": {"max_tokens": "many"}},
+        {"options": {"max_tokens": True}},
+        {"recalled": [{"id": 1, "score": 0.5, "share": None}]},
+        {"earlier": [["a"]]},
+    ],
+)
+def test_a_field_of_a_wrong_type_and_an_unknown_option_are_not_taken(tmp_path, wrong):
+    (tmp_path / answers.FILE).write_text(json.dumps(asdict(answer(1, "a")) | wrong) + "\n")
+    assert answers.last(tmp_path, "default") == []

@@ -18,6 +18,16 @@ FILE, LOCK = "answers.jsonl", "answers.lock"
 LOCK_SECONDS = 10.0
 KEEP = 50
 """Of each namespace."""
+OPTIONS: dict[str, tuple[type, ...]] = {"max_tokens": (int,), "temperature": (int, float), "top_p": (int, float)}
+"""How an answer may have been asked, beside model, method and seed."""
+FIELDS: dict[str, tuple[type, ...]] = {
+    "time": (int, float),
+    **dict.fromkeys(("namespace", "model", "method", "question", "answer"), (str,)),
+    "seed": (int,),
+    "options": (dict,),
+    **dict.fromkeys(("recalled", "earlier"), (tuple,)),
+}
+RECALLED: dict[str, tuple[type, ...]] = {"id": (str,), "score": (int, float), "share": (int, float, type(None))}
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,10 @@ class Recalled:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question, its answer, and how it was asked. `time` is seconds since 1970."""
+    """One question, its answer, and how it was asked. `time` is seconds since 1970.
+
+    `earlier`: ids recalled before in the same conversation, which this answer may repeat too.
+    """
 
     time: float
     namespace: str
@@ -42,6 +55,12 @@ class Answer:
     answer: str
     options: dict[str, Any]
     recalled: tuple[Recalled, ...]
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> set[str]:
+        """Ids of every memory that the answer may repeat."""
+        return {recalled.id for recalled in self.recalled}.union(self.earlier)
 
     @classmethod
     def of(cls, reply: Reply, **known: object) -> Answer:
@@ -64,12 +83,12 @@ def last(bank: Path, namespace: str, limit: int = 1) -> list[Answer]:
 
 
 def scrub(bank: Path, ids: Collection[str]) -> int:
-    """Removes every answer that was given from one of `ids`, since it may repeat what is forgotten."""
+    """Removes every answer that one of `ids` may stand in."""
     if not (bank / FILE).exists():
         return 0
     with _changing(bank):
         answers = _read(bank)
-        kept = [answer for answer in answers if not any(recalled.id in ids for recalled in answer.recalled)]
+        kept = [answer for answer in answers if answer.sources.isdisjoint(ids)]
         if len(kept) < len(answers):
             _replace(bank, kept)
     return len(answers) - len(kept)
@@ -77,7 +96,7 @@ def scrub(bank: Path, ids: Collection[str]) -> int:
 
 def prune(bank: Path, namespace: str, is_live: Callable[[str], bool]) -> int:
     """`scrub` for every memory of the namespace's answers that is live no more, however it went."""
-    ids = {recalled.id for answer in last(bank, namespace, KEEP) for recalled in answer.recalled}
+    ids = set[str]().union(*(answer.sources for answer in last(bank, namespace, KEEP)))
     gone = {id for id in ids if not is_live(id)}
     return scrub(bank, gone) if gone else 0
 
@@ -101,11 +120,21 @@ def _read(bank: Path) -> list[Answer]:
 
 
 def _parse(line: str) -> Answer | None:
+    """A bank may come from anywhere: every field is of its type, and options are those that are known."""
     try:
         fields = json.loads(line)
-        return Answer(**fields | {"recalled": tuple(Recalled(**recalled) for recalled in fields["recalled"])})
-    except (ValueError, TypeError, KeyError):
+        fields["recalled"] = tuple(Recalled(**recalled) for recalled in fields["recalled"])
+        fields["earlier"] = tuple(fields.get("earlier", ()))
+        answer = Answer(**fields)
+        is_whole = _holds(vars(answer), FIELDS) and _holds(answer.options, OPTIONS)
+        is_whole &= all(_holds(vars(recalled), RECALLED) for recalled in answer.recalled)
+        return answer if is_whole and all(type(id) is str for id in answer.earlier) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _holds(values: dict[str, Any], types: dict[str, tuple[type, ...]]) -> bool:
+    return all(type(value) in types.get(name, ()) for name, value in values.items())
 
 
 def _replace(bank: Path, answers: Iterable[Answer]) -> None:

@@ -56,3 +56,10 @@ def test_old_turns_make_room_for_new_ones(chat):
     assert len(outcome.json["turns"]) == 4
     alone = chat("word " * 3000, options=["--json"])
     assert "positions" in alone.err
+
+
+def test_an_answer_that_may_repeat_an_earlier_turn_is_forgotten_with_it(chat, call):
+    chat("/remember The gate code of Ost is 9021.", "What is the gate code of Ost?", "Thank you")
+    assert len(call("why", "--json").json["answers"]) == 2
+    (chunk,) = call("bank", "list", "--json").json["chunks"]
+    assert call("bank", "forget", chunk["id"], "--yes", "--json").json["num_answers"] == 2

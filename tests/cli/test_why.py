@@ -36,18 +36,18 @@ def test_for_people(call, bank):
 
 def test_the_answer_without_a_memory(call, bank, ids):
     asked = ask(call)
-    both = call("why", "--without", ids["lighthouse.txt"], "--json").json  # the model is the one that was asked
+    both = call("why", "--without", ids["lighthouse.txt"], "--model", "tiny", "--json").json
     assert both["question"] == QUESTION
     assert both["answer"]["text"] == asked["text"]
     assert both["answer"]["recalled"]
     assert ids["lighthouse.txt"] not in [recall["id"] for recall in both["answer_without"]["recalled"]]
-    shown = call("why", "--without", ids["lighthouse.txt"])
+    shown = call("why", "--without", ids["lighthouse.txt"], model=True)
     assert "with all memories" in shown.out
 
 
 def test_an_unknown_id_is_refused(call, bank):
     ask(call)
-    outcome = call("why", "--without", "0123456789abcdef")
+    outcome = call("why", "--without", "0123456789abcdef", model=True)
     assert outcome.code == 2
     assert "0123456789abcdef" in outcome.err
 
@@ -73,3 +73,13 @@ def test_what_was_forgotten_elsewhere_is_not_repeated_either(call, bank, ids, co
         opened.forget([ids["lighthouse.txt"]])
     call(*command)
     assert QUESTION not in (bank / answers.FILE).read_text()
+
+
+def test_a_model_that_only_the_banks_file_names_is_not_loaded(call, bank, ids):
+    ask(call)
+    path = bank / answers.FILE
+    path.write_text(path.read_text().replace('"model": "tiny"', '"model": "some body/model"'))
+    outcome = call("why", "--without", ids["lighthouse.txt"])
+    assert outcome.code == 2
+    assert "add `--model 'some body/model'`" in outcome.err
+    assert call("why", "--without", ids["lighthouse.txt"], model=True).code == 0, "a model that is typed is taken"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,13 +83,15 @@ def answer(session: Session, prompt: Any, show: Any = None, **chosen: Any) -> Re
     return stream.reply
 
 
-def note_answer(asked_as: AskedAs, question: str, chosen: dict[str, Any], reply: Reply) -> None:
+def note_answer(
+    asked_as: AskedAs, question: str, chosen: dict[str, Any], reply: Reply, earlier: Iterable[str] = ()
+) -> None:
     """For `why`; a disk that is full or read-only, or a busy one, must not cost the answer."""
     bank, namespace, model, method, seed = asked_as
     known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
-    options = {name: chosen[name] for name in ("max_tokens", "temperature", "top_p") if name in chosen}
+    options = {name: chosen[name] for name in answers.OPTIONS if name in chosen}
     with contextlib.suppress(OSError, BankBusy):
-        answers.note(bank, answers.Answer.of(reply, time=time.time(), options=options, **known))
+        answers.note(bank, answers.Answer.of(reply, time=time.time(), options=options, earlier=tuple(earlier), **known))
 
 
 def reply_json(reply: Reply) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class Talk:
         self.messages: list[dict[str, str]] = []
         self.turns: list[dict[str, Any]] = []
         self.reply: Reply | None = None
+        self.earlier: dict[str, None] = {}
+        """Ids recalled so far: an answer may repeat what an earlier turn recalled."""
 
     def turn(self, line: str) -> bool:
         """False when the conversation is over."""
@@ -102,7 +104,8 @@ class Talk:
             raise
         self.messages.append({"role": "assistant", "content": reply.text})
         self.turns.append({"user": line, **reply_json(reply)})
-        note_answer(self.asked_as, line, self.chosen, reply)
+        note_answer(self.asked_as, line, self.chosen, reply, self.earlier)
+        self.earlier |= dict.fromkeys(recall.id for recall in reply.recalled)
         if not self.quiet:
             say()
 
@@ -124,13 +127,17 @@ class Talk:
             if not rest:
                 raise InputError("there is no id to forget", "/forget ID, as /why shows them")
             self.session.forget(*rest.split())
-            self.messages.clear()  # what was forgotten may stand in it
+            self._begin_anew()  # what was forgotten may stand in it
             self.reply = None
             note("forgotten, and the conversation begins anew")
         elif verb == "/why":
             show_recalled(self.reply.recalled if self.reply else [])
         elif verb == "/new":
-            self.messages.clear()
+            self._begin_anew()
             note("the conversation begins anew")
         else:
             note(HELP)
+
+    def _begin_anew(self) -> None:
+        self.messages.clear()
+        self.earlier.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,12 +62,15 @@ def _recalled(bank: Bank, answer: answers.Answer) -> list[Recall]:
 
 
 def _as_asked(context: typer.Context, answer: answers.Answer, given: dict[str, Any]) -> dict[str, Any]:
-    """Model, method and seed of the answer, unless others are named on the command line."""
-    for name in given:
-        source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
-            given[name] = getattr(answer, name)
-    return given
+    """Method and seed of the answer, unless others are named on the command line.
+
+    A model that only the bank's file names is not loaded: the bank may be somebody else's.
+    """
+    typed = {name for name in given if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"}
+    if "model" not in typed and answer.model != given["model"]:
+        hint = f"to ask it again add `--model {shlex.quote(answer.model)}`, if you trust that model"
+        raise InputError(f"the answer came from model {answer.model!r}, not {given['model']!r}", hint)
+    return given | {name: getattr(answer, name) for name in ("method", "seed") if name not in typed}
 
 
 def _compare(asked: answers.Answer, without: list[str], bank: Any, given: dict[str, Any], as_json: bool) -> None:
