@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -216,6 +218,29 @@ def test_a_broken_link_in_a_folder_is_reported(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
     _, problems = read_all(tmp_path)
     assert "does not exist" in str(problems[0].error)
+
+
+def test_a_link_in_a_folder_leads_to_its_own_files_only(tmp_path):
+    for name in ("secret.txt", "in/own.txt", "in/deep/last.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "in" / "deep" / "inward.txt").symlink_to("../own.txt")
+    (tmp_path / "in" / "deep" / "outward.txt").symlink_to(tmp_path / "secret.txt")
+    documents, (problem,) = read_all(tmp_path / "in")
+    assert [document.text for document in documents] == ["in/own.txt", "in/deep/last.txt", "in/own.txt"]
+    assert "leads out of the folder" in str(problem.error)
+    assert not problem.failed
+    assert [document.text for document in read_all(tmp_path / "in" / "deep" / "outward.txt")[0]] == ["secret.txt"]
+    (tmp_path / "named").symlink_to(tmp_path / "in")
+    assert len(read_all(tmp_path / "named")[0]) == 3, "a folder that is named is read, also through a link"
+
+
+def test_a_command_in_a_hint_can_be_pasted(tmp_path, monkeypatch):
+    path = tmp_path / "it's.txt"
+    path.write_bytes("Zoë kept the light.".encode("latin-1"))
+    assert f"-t UTF-8 {shlex.quote(str(path))} > " in error_of(path)
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert f"`chmod u+r {shlex.quote(str(path))}`" in error_of(path)
 
 
 def test_a_path_that_no_file_system_has():

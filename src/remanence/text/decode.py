@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import shlex
 
 from remanence.errors import InputError
 
@@ -41,7 +42,7 @@ def _strict(data: bytes, name: str, encoding: str, offset: int) -> str:
         guess = _likely_encoding(data) if encoding == "utf-8" else encoding.upper()
         raise InputError(
             f"{name!r} is not {encoding.upper()}: byte 0x{byte:02x} at offset {position}",
-            f"convert with `iconv -f {guess} -t UTF-8 {name!r} > converted.txt` if it is {guess}",
+            f"convert with `iconv -f {guess} -t UTF-8 {shlex.quote(name)} > converted.txt` if it is {guess}",
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -76,13 +77,13 @@ def _walk(paths: Iterable[str | os.PathLike[str]], stdin: bool) -> Iterator[Foun
         if os.fspath(path) == "-":
             yield from _read_stream(sys.stdin.buffer, "stdin", read_text)
         elif os.path.isdir(path):
-            yield from _read_folder(Path(path))
+            yield from _read_folder(Path(path), os.path.realpath(path))
         else:
             yield from _read_file(Path(path))
 
 
-def _read_folder(folder: Path) -> Iterator[Found]:
-    """Depth first in sorted order; links to folders are not followed, so there are no cycles."""
+def _read_folder(folder: Path, root: str) -> Iterator[Found]:
+    """Depth first in sorted order; no link leads out of `root`, nor to a folder, so that there are no cycles."""
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -94,16 +95,18 @@ def _read_folder(folder: Path) -> Iterator[Found]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _read_folder(path)
-        elif reason := _passed_over(path):
+            yield from _read_folder(path, root)
+        elif reason := _passed_over(path, root):
             yield Problem(_shown(path), InputError(f"{_shown(path)!r} is passed over: {reason}"), failed=False)
         else:
             yield from _read_file(path)
 
 
-def _passed_over(path: Path) -> str:
+def _passed_over(path: Path, root: str) -> str:
     if os.path.isdir(path):  # not Path's own, which raises where the folder may be listed but not entered
         return "a link to a folder"
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+        return "a link that leads out of the folder; name it to read it"
     if path.suffix.lower() not in READERS:
         return f"unknown extension {path.suffix!r} (known: {' '.join(READERS)})"
     return "" if os.path.isfile(path) or not os.path.exists(path) else "not a regular file"
@@ -145,7 +148,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         return InputError(f"{name!r} does not exist", "check the path; it is relative to the folder you are in")
     if isinstance(error, PermissionError):
         return InputError(
-            f"no permission to read {name!r}", f"`chmod u+r {name!r}` (for a folder u+rx), or leave it out"
+            f"no permission to read {name!r}", f"`chmod u+r {shlex.quote(name)}` (for a folder u+rx), or leave it out"
         )
     return InputError(f"{name!r} cannot be read: {error}", "check the path and the disk")
 
