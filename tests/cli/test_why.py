@@ -18,6 +18,12 @@ def test_nothing_asked_yet(call, bank):
     assert "nothing was asked in bank 'bank' yet" in outcome.err
 
 
+def test_a_suggested_command_can_be_pasted_whatever_the_bank_is_called(call, bank, tmp_path):
+    assert "--bank 'my bank'`" in call("why", "--bank", "my bank").err
+    bank.rename(tmp_path / "my bank")
+    assert "--bank 'my bank'`" in call("why", "--bank", "my bank").err
+
+
 def test_the_last_answers_newest_first(call, bank):
     first, second = ask(call), ask(call, "What is the code of the garden gate?")
     found = call("why", "--json").json["answers"]

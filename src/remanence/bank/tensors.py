@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ class Memories:
         held = self.fingerprints()
         if held and fingerprint not in held:
             others = ", ".join(sorted(describe(other) for other in held.values()))
-            where = self.store.name if self.store.folder else "NEW_FOLDER"
+            where = shlex.quote(self.store.name) if self.store.folder else "NEW_FOLDER"
             raise BankMismatch(
                 f"bank {self.store.name!r} holds memories of {others}, this session is {describe(description)}",
                 f"use the model and settings that wrote it, or `remanence bank migrate --bank {where}`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,7 @@ def forget(
         return
     say(f"Forgot {len(receipt.ids)} texts and {receipt.num_memories} memories made of them: nothing recalls them now.")
     if not receipt.bytes_gone:
-        say((f"Their bytes leave the disk with `remanence bank compact --bank {bank}`.", "dim"))
+        say((f"Their bytes leave the disk with `remanence bank compact --bank {shlex.quote(str(bank))}`.", "dim"))
 
 
 def verify(

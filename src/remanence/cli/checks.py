@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -130,7 +131,12 @@ def bank(path: Path, namespace: str, lm: LM | None, method: str) -> Iterator[Che
         yield Check("bank", "bad", error.message, error.hint)
     except Exception as error:
         reason = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
-        yield Check("bank", "bad", reason, f"`remanence bank verify --bank {path}`, or restore it from a backup")
+        yield Check(
+            "bank",
+            "bad",
+            reason,
+            f"`remanence bank verify --bank {shlex.quote(str(path))}`, or restore it from a backup",
+        )
 
 
 def _verified(opened: Any) -> Iterator[Check]:

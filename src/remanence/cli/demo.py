@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 import time
 from contextlib import ExitStack
@@ -167,7 +168,7 @@ def _show_forgotten(forgotten: dict[str, Any] | None) -> None:
 
 
 def _show_next(bank: Path | None) -> None:
-    where = f" --bank {bank}" if bank else ""
+    where = f" --bank {shlex.quote(str(bank))}" if bank else ""
     say(("Now with your own files:", "bold"))
     for command, meaning in (
         (f"remanence write notes.txt{where}", "remember a file, or a folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,4 +52,6 @@ def prune_answers(bank: Bank) -> None:
 def check_bank(bank: Path) -> None:
     if not bank.is_dir():
         reason = "is not a folder" if bank.exists() else "does not exist"
-        raise InputError(f"bank '{bank}' {reason}", f"fill one with `remanence write PATH --bank {bank}`")
+        raise InputError(
+            f"bank '{bank}' {reason}", f"fill one with `remanence write PATH --bank {shlex.quote(str(bank))}`"
+        )

@@ -40,7 +40,9 @@ def why(
         prune_answers(opened)
         found = answers.last(bank, namespace, 1 if without else last)
         if not found:
-            raise InputError(f"nothing was asked in bank '{bank}' yet", f'`remanence ask "..." --bank {bank}`')
+            raise InputError(
+                f"nothing was asked in bank '{bank}' yet", f'`remanence ask "..." --bank {shlex.quote(str(bank))}`'
+            )
         known = [(answer, _recalled(opened, answer)) for answer in found]
     if without:
         given = {"model": model, "method": method, "seed": seed}
