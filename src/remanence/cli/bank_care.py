@@ -65,10 +65,10 @@ def verify(
     """Check every file, row and memory. Exit code 1 if something is damaged."""
     check_bank(bank)
     if no_model or not sample:
-        with open_bank(bank, namespace) as opened, progress("Checking", quiet=as_json):
+        with open_bank(bank, namespace) as opened, progress("Checking"):
             report = opened.verify()
     else:
-        with open_session(bank, namespace, model, method, 0) as session, progress("Checking", quiet=as_json):
+        with open_session(bank, namespace, model, method, 0) as session, progress("Checking"):
             known = session.fingerprint in session.bank.fingerprints()
             recompute = session.recompute if known else None
             report = session.bank.verify(recompute, sample, fingerprint=session.fingerprint)
@@ -97,7 +97,7 @@ def compact(
     bank: o.BankOption = o.BANK, namespace: o.NamespaceOption = o.NAMESPACE, as_json: o.JsonOption = False
 ) -> None:
     """Give back disk space: what was forgotten or has expired leaves the disk."""
-    with open_bank(bank, namespace) as opened, progress("Compacting", quiet=as_json):
+    with open_bank(bank, namespace) as opened, progress("Compacting"):
         receipt: CompactReceipt = opened.compact()
         prune_answers(opened)
     if as_json:
@@ -132,7 +132,7 @@ def import_(
     """Add the texts of an export; memories are made when they are first recalled."""
     if not path.is_file():
         raise InputError(f"'{path}' does not exist", "give a file that `remanence bank export` wrote")
-    with open_bank(bank, namespace, new=True) as opened, progress("Importing", quiet=as_json):
+    with open_bank(bank, namespace, new=True) as opened, progress("Importing"):
         added = opened.import_(path)
     num_new = sum(is_new for _, is_new in added)
     if as_json:
@@ -152,7 +152,7 @@ def migrate(
     """Make memories of all texts for another model or method; texts stay as they are."""
     with open_session(bank, namespace, model, method, 0, adopt=True) as session:
         opened = session.bank
-        with progress("Migrating", total=len(opened), quiet=as_json) as advance:
+        with progress("Migrating", total=len(opened)) as advance:
             count = session.migrate(on_progress=advance)
         others = [fingerprint for fingerprint in opened.fingerprints() if fingerprint != session.fingerprint]
         num_dropped = sum(opened.drop_memories(fingerprint) for fingerprint in others) if drop_old else 0

@@ -35,9 +35,9 @@ def recall(
     from remanence.lm.lm import load
 
     options = Options(tokens, repeats, reference_tokens, method=method, seed=seed)
-    with progress(f"Loading {model}", quiet=as_json):
+    with progress(f"Loading {model}"):
         lm = load(model)
-    with progress("Rounds", total=repeats + 1, quiet=as_json) as advance:
+    with progress("Rounds", total=repeats + 1) as advance:
         result = run(lm, options, advance)
     show(result, as_json)
 
@@ -57,7 +57,7 @@ def bank(
     """A bank at size: writing, searching, loading five memories; beside SQLite, NumPy and a raw memory map."""
     from remanence.bench.bank import run
 
-    with progress("Writing rows", total=rows, quiet=as_json) as advance:
+    with progress("Writing rows", total=rows) as advance:
         result = run(rows, seed, queries, folder, advance)
     show(result, as_json)
 

@@ -58,7 +58,7 @@ def demo(
         folder = stack.enter_context(as_file(files("remanence") / "assets" / "demo"))
         where = bank or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))) / "bank"
         session = stack.enter_context(open_session(where, namespace, model, method, seed, new=True))
-        rows, written = run(session, folder, quiet=as_json)
+        rows, written = run(session, folder)
         result = summary(rows)
         forgotten = None if bank else forget_one(session, rows)
     result |= {"written": written, "forgotten": forgotten, "seconds": round(time.monotonic() - begun, 2)}
@@ -68,15 +68,15 @@ def demo(
         _show(result, model, bank)
 
 
-def run(session: Session, folder: Path, quiet: bool = False) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def run(session: Session, folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Writes the folder's documents and asks its questions, each with memory and without."""
     from remanence.text.documents import read_documents
 
     asked = [Question(**fields) for fields in json.loads((folder / "questions.json").read_text(encoding="utf-8"))]
-    with progress("Writing documents", quiet=quiet) as advance:
+    with progress("Writing documents") as advance:
         receipt = session.write_documents(read_documents([folder]), on_progress=advance)
     prompts = [question.question for question in asked]
-    with progress("Asking", total=2 * len(asked), quiet=quiet) as advance:
+    with progress("Asking", total=2 * len(asked)) as advance:
         replies = []
         for recall in (True, False):
             for prompt in prompts:

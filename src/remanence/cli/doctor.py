@@ -27,7 +27,7 @@ def doctor(
     """
     from remanence.cli import checks
 
-    with progress("Looking", quiet=as_json):
+    with progress("Looking"):
         found = [*checks.environment(), *checks.extras(), *checks.disk(bank)]
         lm, of_model = (None, []) if no_model else checks.model(model)
         found += [*of_model, *checks.bank(bank, namespace, lm, method)]

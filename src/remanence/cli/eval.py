@@ -54,9 +54,9 @@ def evaluate(
     options = Options(tuple(dict.fromkeys(names)), n, seed, batch, max_tokens)
     if details:
         report.check_writable(details)
-    with progress(f"Loading {model}", quiet=as_json):
+    with progress(f"Loading {model}"):
         lm = load(model)
-    sat = sit(lm, task, options, lambda label, total: progress(label, total, quiet=as_json))
+    sat = sit(lm, task, options, progress)
     result = report.result(lm, task, options, sat)
     if details:
         report.write_details(sat, details)

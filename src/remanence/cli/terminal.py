@@ -106,9 +106,9 @@ def confirm(question: str, yes: bool) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """A bar, or a counter without `total`, while the block runs; call what it gives with the number of steps done."""
-    if quiet or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield lambda steps: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
