@@ -40,7 +40,7 @@ class MissingExtra(RemanenceError):
     """An optional package that this call needs and that is not installed."""
 
     def __init__(self, package: str, extra: str, need: str) -> None:
-        super().__init__(f"{need} needs {package!r}", f"pip install 'remanence[{extra}]'")
+        super().__init__(f"{need} needs {package!r}", f"`pip install '.[{extra}]'` in remanence's source folder")
 
 
 class BankError(RemanenceError):

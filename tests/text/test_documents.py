@@ -285,5 +285,5 @@ def test_pdf_that_cannot_be_read(tmp_path, content):
 def test_pdf_without_pypdf_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pypdf", None)
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4")
-    with pytest.raises(MissingExtra, match=r"remanence\[pdf\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[pdf\]"):
         list(read_documents([tmp_path]))

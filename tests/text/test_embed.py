@@ -46,5 +46,5 @@ def test_an_unknown_model_is_one_line(fake):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtra, match=r"remanence\[embed\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[embed\]"):
         SentenceTransformers()

@@ -67,7 +67,7 @@ def read_meta(folder: Path) -> Meta | None:
         intact = content["checksum"] == digest(json.dumps(body, sort_keys=True))
         if intact and body["format"] > FORMAT:
             problem = f"bank {str(folder)!r} has format {body['format']}, this remanence reads up to {FORMAT}"
-            raise BankError(problem, "pip install -U remanence")
+            raise BankError(problem, "use the remanence that wrote it, or a later one")
         meta = Meta(**body | {"text_index": TextIndex(**body["text_index"])})
     except FileNotFoundError:
         return None

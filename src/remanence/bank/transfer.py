@@ -98,7 +98,7 @@ def _parse(path: Path, line: int, data: bytes) -> Content:
             raise ValueError("its checksum does not hold")
         if content["format"] != FORMAT:
             problem = f"line {line} of {str(path)!r} has format {content['format']}, this remanence reads {FORMAT}"
-            raise InputError(problem, "pip install -U remanence")
+            raise InputError(problem, "use the remanence that wrote it, or a later one")
         _check_types(content)
         check_draft(_draft(content))
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -79,7 +79,7 @@ def extras() -> Iterator[Check]:
         if importlib.util.find_spec(module):
             yield Check(f"extra {extra}", "ok", f"{need}: installed")
         else:
-            yield Check(f"extra {extra}", "ok", f"{need}: not installed, `pip install 'remanence[{extra}]'` if needed")
+            yield Check(f"extra {extra}", "ok", f"{need}: not installed; if needed `pip install '.[{extra}]'`")
 
 
 def disk(bank: Path) -> Iterator[Check]:
