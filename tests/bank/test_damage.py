@@ -87,7 +87,7 @@ def test_lost_files_are_told(disk_bank: Bank, tmp_path: Path) -> None:
 def test_a_later_format_says_upgrade(disk_bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_bank.close()
     monkeypatch.setattr("remanence.bank.meta.FORMAT", 0)
-    with pytest.raises(BankError, match="has format 1, this remanence reads up to 0 -> use the remanence that wrote it"):
+    with pytest.raises(BankError, match=r"format 1, .* reads up to 0 -> use the remanence that wrote it"):
         Bank.open(tmp_path / "bank")
 
 

@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from remanence.cli import options as o
+from remanence.cli.terminal import print_json
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="nano or nano-wide")] = "nano",
-    stage: Annotated[str, typer.Option(help="warmup, continual, control, export, or all")] = "all",
-    data: Annotated[Path | None, typer.Option(help="folder with squad_passages, babi, classic_books")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of logs and checkpoints; runs/RECIPE")] = None,
-    steps: Annotated[int | None, typer.Option(help="stop after so many steps of the stage")] = None,
-    resume: Annotated[bool, typer.Option(help="continue from the last checkpoint")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    recipe: Annotated[str, typer.Argument(help="What to train: nano.")] = "nano",
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, or all but control.")
+    ] = "all",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FOLDER", help="It holds squad_passages, babi, classic_books."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where log and checkpoints are kept.")] = Path(
+        "runs/nano"
+    ),
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Stop after so many steps of the stage.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads.")] = 2,
+    as_json: o.JsonOption = False,
 ) -> None:
-    """Train a bundled model: first with passages as text, then with memory; then its search head."""
+    """Train a bundled model: first with passages as text, then with memory; then its search head.
+
+    The log is shown as it grows, one JSON object a line; with --json on standard error.
+    """
     import torch
 
     from remanence.errors import InputError
-    from remanence.train.recipes.nano import RECIPES
+    from remanence.train.recipes.nano import Recipe
     from remanence.train.start import STAGES, run_stage, start_run
 
-    if recipe not in RECIPES:
-        raise InputError(f"no recipe is called {recipe!r}", f"use {' or '.join(RECIPES)}")
+    if recipe != "nano":
+        raise InputError(f"no recipe is called {recipe!r}", "use nano")
     if stage not in (*STAGES, "all"):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
-    out = out or Path("runs") / recipe
-    for one in ("warmup", "continual", "export") if stage == "all" else (stage,):
-        run_stage(start_run(RECIPES[recipe](), data, out), one, steps, resume and (out / one).exists())
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        for one in ("warmup", "continual", "export") if stage == "all" else (stage,):
+            run_stage(start_run(Recipe(), data, out), one, steps, resume and (out / one).exists())
+    if as_json:
+        print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
+
+
+def _figures(log: Path) -> dict[str, dict[str, Any]]:
+    """Stage -> the newest value of each of its figures."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found.setdefault(record["stage"], {}).update(record)
+    return found
 
 
 if __name__ == "__main__":
