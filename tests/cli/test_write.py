@@ -3,6 +3,10 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
+from datetime import datetime
+
+import pytest
 
 from remanence.cli.write import SHOWN
 
@@ -99,3 +103,35 @@ def test_jsonl_lines_carry_their_source(call, tmp_path):
     chunks = call("bank", "list", "--json").json["chunks"]
     assert [chunk["source"] for chunk in chunks] == ["atlas", "a.jsonl:2"]
     assert chunks[0]["metadata"] == {"page": "4"}
+
+
+def test_what_expires_and_what_it_supersedes(call, tmp_path):
+    (tmp_path / "a.txt").write_text("The gate code of Ost is 9021.")
+    (tmp_path / "b.txt").write_text("The gate code of Ost is 5518.")
+    (old,) = call("write", "a.txt", "--json", model=True).json["receipt"]["ids"]
+    outcome = call("write", "b.txt", "--expires", "2d", "--supersedes", old, "--json", model=True)
+    assert outcome.json["receipt"]["num_documents"] == 1
+    (chunk,) = call("bank", "list", "--json").json["chunks"]
+    assert (chunk["text"], chunk["supersedes"]) == ("The gate code of Ost is 5518.", old)
+    assert chunk["expires"] == pytest.approx(time.time() + 2 * 86_400, abs=60)
+
+
+def test_several_documents_may_expire_together_and_supersede_nothing(call, tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"Ost has a bridge {name}.")
+    outcome = call("write", "a.txt", "b.txt", "--supersedes", "0123456789abcdef", model=True)
+    assert outcome.code == 2
+    assert "several documents cannot supersede '0123456789abcdef'" in outcome.err
+    receipt = call("write", "a.txt", "b.txt", "c.txt", "--expires", "2999-01-31", "--json", model=True).json["receipt"]
+    assert (receipt["num_documents"], receipt["num_chunks"], len(set(receipt["ids"]))) == (3, 3, 3)
+    chunks = call("bank", "list", "--json").json["chunks"]
+    assert {chunk["expires"] for chunk in chunks} == {datetime(2999, 1, 31).timestamp()}
+
+
+@pytest.mark.parametrize("when", ["tomorrow", "", "7", "7y", "0d", "2020-01-01", "2020-13-01", "99999999d"])
+def test_a_time_that_is_none_or_gone_is_refused_before_anything_is_loaded(call, tmp_path, when):
+    (tmp_path / "a.txt").write_text("Ost has 12 bridges.")
+    outcome = call("write", "a.txt", "--expires", when, model=True)
+    assert outcome.code == 2
+    assert f"--expires {when!r} is " in outcome.err
+    assert not (tmp_path / "bank").exists()
