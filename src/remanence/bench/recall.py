@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remanence import generation
 from remanence.bank import Bank
 from remanence.bench.report import Figures, medians, result
 from remanence.data.facts import distractor_passages
 from remanence.errors import InputError
-from remanence.lm.decode import Sampling
 from remanence.lm.lm import LM
 from remanence.methods.base import Prompt
 from remanence.recall import BankRecall
-from remanence.session import Answer, Session
+from remanence.session import Session
 from remanence.types import Hit
 
 QUESTION = "What does the survey of the Harlow lighthouse say about its lamp?"
@@ -77,7 +77,7 @@ def _fill(lm: LM, text: str, words: Iterator[str], limit: int) -> str:
 def endless(lm: LM) -> LM:
     """The same model, whose answers no token ends."""
     same = copy.copy(lm)
-    vars(same)["eos"] = frozenset()
+    vars(same)["eos"], vars(same)["stop"] = frozenset(), ()
     return same
 
 
@@ -86,7 +86,7 @@ def ask(session: Session, lm: LM, retriever: Any, tokens: int, recall: bool) -> 
     prompt = Prompt(tuple(lm.render([{"role": "user", "content": QUESTION}])), QUESTION)
     begun = time.perf_counter()
     reader = BankRecall(lm, session.method, session.bank, retriever) if recall else None
-    answer = Answer(lm, session.method, reader, [prompt], Sampling(), tokens, stop=())
+    answer = generation.Generation(lm, session.method, reader, [prompt], generation.Options(max_tokens=tokens))
     times = [time.perf_counter() - begun for _ in answer.steps()]
     reply = answer.replies()[0]
     total = time.perf_counter() - begun
