@@ -36,8 +36,7 @@ class Hints:
     told: Shared
 
     def to(self, device: torch.device) -> Hints:
-        own = (self.row_Q, self.position_Q, self.reference_Q, self.token_Q, self.value_RT)
-        return Hints(*(tensor.to(device) for tensor in own), self.asked.to(device), self.told.to(device))
+        return Hints(**{name: part.to(device) for name, part in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def find_answers(
                 asked.append((r, start - 1, [t for t in question if ids[r][t] in common]))
                 told.append((first + i, at, [t for t in range(at) if row[i][t] in common]))
         first += len(row)
-    columns = torch.tensor(found, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return Hints(*columns, value_RT, _shared(asked, len(ids[0])), _shared(told, width))
+    row_Q, position_Q, reference_Q, token_Q = torch.tensor(found, dtype=torch.long).reshape(-1, 4).unbind(1)
+    return Hints(row_Q, position_Q, reference_Q, token_Q, value_RT, _shared(asked, len(ids[0])), _shared(told, width))
 
 
 def _shared(entries: list[tuple[int, int, list[int]]], width: int) -> Shared:
