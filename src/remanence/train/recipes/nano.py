@@ -49,15 +49,14 @@ WARMUP = (
     Phase(350, 24, 112, (1, 1), 3, drill=0.08),
     Phase(400, 18, 160, (1, 2), 3, drill=0.05, squad=0.03),
     Phase(500, 14, 224, (2, 3), 4, drill=0.04, books=0.03, squad=0.06, babi=0.02),
-    Phase(9000, 9, 384, (2, 5), 4, drill=0.02, books=0.03, squad=0.08, babi=0.02),
+    Phase(512, 9, 384, (2, 5), 4, drill=0.02, books=0.03, squad=0.08, babi=0.02),
 )
 
 CONTINUAL = (
     Phase(550, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=None, plain_tokens=384),
     Phase(150, 10, 256, (2, 5), 4, squad=0.08, babi=0.02, slots=16, plain_tokens=384),
     Phase(2300, 16, 160, (2, 5), 1, filler=0.03, alike=0.9, slots=8, plain_tokens=240),
-    Phase(500, 12, 224, (2, 5), 2, filler=0.1, alike=0.8, squad=0.04, slots=8, plain_tokens=320),
-    Phase(3000, 10, 256, (2, 5), 3, alike=0.7, squad=0.06, babi=0.02, slots=8, plain_tokens=384),
+    Phase(400, 12, 224, (2, 5), 2, filler=0.1, alike=0.8, squad=0.04, slots=8, plain_tokens=320),
 )
 
 
