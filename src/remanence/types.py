@@ -33,10 +33,15 @@ class KV:
 class Prefix(Protocol):
     """One reading of memory; pass it to the model as `model(ids, memory=prefix)`."""
 
-    offset_tokens: int
-    """Positions of the text start here instead of at 0."""
-    refresh_tokens: int | None
-    """After so many generated tokens memory is read again; None: never."""
+    @property
+    def offset_tokens(self) -> int:
+        """Positions of the text start here instead of at 0."""
+        ...
+
+    @property
+    def refresh_tokens(self) -> int | None:
+        """After so many generated tokens memory is read again; None: never."""
+        ...
 
     def __call__(self, layer: int, hidden_BTC: Tensor) -> KV | None:
         """Keys and values for one layer, or None; `hidden_BTC` is what its attention is given."""

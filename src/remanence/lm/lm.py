@@ -227,7 +227,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "tiny":
-        return LM(tiny.tiny_model().to(device), tiny.byte_tokenizer(), "tiny")
+        return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
     folder = NANO if str(name) == "nano" else Path(name)
     is_folder = (folder / "config.json").is_file()
     where, local = (str(folder), True) if is_folder else (str(name), "/" not in str(name))
@@ -236,7 +236,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
-        ).to(device)
+        )
     except (OSError, ValueError, KeyError) as error:
         known = str(error) and (is_folder or not local)
         reason = str(error).splitlines()[0] if known else "there is no such folder or cached model"
@@ -244,4 +244,8 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
             f"model {str(name)!r} cannot be loaded: {reason}",
             "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
         ) from error
-    return LM(model.eval(), tokenizer, str(name), folder if folder.is_dir() else None)
+    return LM(_on(model, device), tokenizer, str(name), folder if folder.is_dir() else None)
+
+
+def _on(model: Any, device: str) -> PreTrainedModel:
+    return model.eval().to(device)

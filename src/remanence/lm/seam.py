@@ -82,7 +82,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises UnsupportedModel when its attention backend is neither "eager" nor "sdpa".
     """
-    backend = model.config._attn_implementation
+    backend = str(model.config._attn_implementation)
     if backend.startswith("memory|"):
         return model
     if backend not in BACKENDS:

@@ -44,7 +44,7 @@ def tiny_model(seed: int = 0, num_layers: int = 2, backend: str = "sdpa") -> Lla
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        attn_implementation=backend,
+        attn_implementation=backend,  # pyright: ignore[reportCallIssue]
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
