@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from remanence import cli
-from remanence.lm import lm as loading
-from remanence.lm import tiny
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -28,12 +26,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty folder to work in; where the bundled model is not built yet, a random one stands in for it."""
+    """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
-    if not (loading.NANO / "config.json").is_file():
-        tiny.tiny_model().save_pretrained(tmp_path / "nano")
-        tiny.byte_tokenizer().save_pretrained(tmp_path / "nano")
-        monkeypatch.setattr(loading, "NANO", tmp_path / "nano")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)

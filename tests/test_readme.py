@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from remanence import cli
-from remanence.lm import lm as loading
-from remanence.lm import tiny
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh.md"]
@@ -22,12 +20,8 @@ INSTALL = "python3 -m venv .venv && .venv/bin/pip install "
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """An empty folder to work in; where the bundled model is not built yet, a random one stands in for it."""
+    """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
-    if not (loading.NANO / "config.json").is_file():
-        tiny.tiny_model().save_pretrained(tmp_path / "nano")
-        tiny.byte_tokenizer().save_pretrained(tmp_path / "nano")
-        monkeypatch.setattr(loading, "NANO", tmp_path / "nano")
 
 
 def blocks(readme: str, language: str) -> list[str]:
