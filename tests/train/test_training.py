@@ -13,6 +13,7 @@ import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.train import checkpoint, loop, memory
 from remanence.train.corpora import Corpora
+from remanence.train.export import export
 from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
 from remanence.train.recipes.nano import Phase, Recipe, Shape
 from remanence.train.retrieval import HeadRecipe
@@ -155,3 +156,17 @@ def test_losses_and_exact_answers_by_hand() -> None:
     found = answer_losses(logits_NV, index_N, ids_BT, kind_BT, 0.1)
     assert float(found.answer) == pytest.approx(torch.tensor(10.0).log().item() / 3, abs=1e-2)
     assert float(found.text) == 0.0
+
+
+@pytest.mark.usefixtures("_unproven")
+def test_a_run_can_start_with_the_weights_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    run_stage(start(folder, tmp_path / "a"), "warmup", 2, False)
+    first = start(folder, tmp_path / "a")
+    loop.load_weights(first, "warmup")
+    export(tmp_path / "model", TINY.shape, first.optimizer.masters, first.encoder.tokenizer, None)
+    second = start_run(TINY, None, tmp_path / "b", tmp_path / "model")
+    for name, tensor in weights(first).items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    run_stage(second, "continual", 1, False)
+    with pytest.raises(InputError, match="cannot start with the weights"):
+        start_run(replace(TINY, shape=replace(SHAPE, width=16)), None, tmp_path / "c", tmp_path / "model")

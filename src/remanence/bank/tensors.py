@@ -132,9 +132,11 @@ class Memories:
     def read(self, fingerprint: str, ids: Sequence[str]) -> dict[str, Memory]:
         """From disk, by id, past the RAM cache; those that are not there are left out."""
         name = memories_table(fingerprint)
-        condition = self.scope.where(any_of("id", ids))
-        rows = self.store.read(name, lambda table: table.query().where(condition).to_arrow(), None)
-        return {row["id"]: decode_row(row, fingerprint) for row in (rows.to_pylist() if rows is not None else [])}
+        condition = any_of("id", ids)
+        table = self.store.read(name, lambda table: table.query().where(condition).to_arrow(), None)
+        rows = table.to_pylist() if table is not None else []
+        mine = [row for row in rows if row["namespace"] == self.scope.namespace]
+        return {row["id"]: decode_row(row, fingerprint) for row in mine}
 
     def missing(self, fingerprint: str, ids: Sequence[str]) -> list[str]:
         held = held_ids(self.scope, memories_table(check_fingerprint(fingerprint)), ids)

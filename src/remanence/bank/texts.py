@@ -32,15 +32,18 @@ class Scope:
         return f"{mine} AND ({condition})" if condition else mine
 
     def find(self, column: str, values: Iterable[str]) -> list[Row]:
-        """Rows of this namespace whose `column` is one of `values`, expired ones too, in no order."""
+        """Rows of this namespace whose `column` is one of `values`, expired ones too, in no order.
+
+        Few rows have the value, so the namespace is compared here: its index would list the whole namespace.
+        """
         values, rows = list(values), []
         for first in range(0, len(values), LOOKUP_ROWS):
-            condition = self.where(any_of(column, values[first : first + LOOKUP_ROWS]))
+            condition = any_of(column, values[first : first + LOOKUP_ROWS])
             table = self.store.read(
                 CHUNKS_TABLE, lambda table, condition=condition: table.query().where(condition).to_arrow(), None
             )
             rows += rows_from_table(table) if table is not None else []
-        return rows
+        return [row for row in rows if row.chunk.namespace == self.namespace]
 
     def live(self, ids: Iterable[str]) -> dict[str, Row]:
         """By id, without what has expired."""

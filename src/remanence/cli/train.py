@@ -29,7 +29,13 @@ def train(
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="Stop after so many steps of the stage.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads.")] = 2,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -49,8 +55,10 @@ def train(
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        for one in ("warmup", "continual", "export") if stage == "all" else (stage,):
-            run_stage(start_run(Recipe(), data, out), one, steps, resume and (out / one).exists())
+        stages = ("warmup", "continual", "export") if stage == "all" else (stage,)
+        for one in stages:
+            run = start_run(Recipe(), data, out, start if one == stages[0] else None, compiled)
+            run_stage(run, one, steps, resume and (out / one).exists())
     if as_json:
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
 

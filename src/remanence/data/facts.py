@@ -53,7 +53,7 @@ class Example:
 
 
 def random_fact(rng: Random, split: str, subject: Subject, attribute: Attribute | None = None) -> Fact:
-    attribute = attribute or random_attribute(rng, subject.kind)
+    attribute = attribute or random_attribute(rng, subject.kind, split)
     made = open_value(rng, split) if attribute.value == "open" else value(attribute.value, rng, split)
     return Fact(subject, attribute, made)
 

@@ -11,7 +11,7 @@ from remanence.data.values import code, company, first_name, last_name, person, 
 from remanence.data.wordlists import words, words_of
 
 WEIGHTS = {"person": 50, "thing": 18, "place": 12, "organisation": 12, "event": 8}
-OPEN_SHARE = 0.25
+OPEN_SHARE = 0.15
 LABEL_SHARE = 0.1
 
 
@@ -103,12 +103,16 @@ def _event(rng: Random, split: str) -> Subject:
     return Subject("event", f"the {noun} in {title(rng, split)}" if form < 0.85 else f"the {noun}", "it")
 
 
-def random_attribute(rng: Random, kind: str) -> Attribute:
-    """A phrased attribute of the kind, or an open one whose name is any noun phrase."""
-    if kind in ("person", "thing", "organisation") and rng.random() < OPEN_SHARE:
+def random_attribute(rng: Random, kind: str, split: str) -> Attribute:
+    """A phrased attribute of the kind; in training also an open one, whose name is any noun phrase.
+
+    Open attributes ("For Dagny Klein the favourite street is terrier") teach form without sense, and are not
+    what anybody would ask in earnest: the evaluation has none.
+    """
+    if split == "train" and kind in ("person", "thing", "organisation") and rng.random() < OPEN_SHARE:
         return open_attribute(_open_name(rng), kind)
     chosen = rng.choice(attributes(kind))
-    return _labelled(chosen) if rng.random() < LABEL_SHARE else chosen
+    return _labelled(chosen) if split == "train" and rng.random() < LABEL_SHARE else chosen
 
 
 def _open_name(rng: Random) -> str:

@@ -19,14 +19,17 @@ def invented(rng: Random, split: str, count: int = 2) -> str:
 
 
 def first_name(rng: Random, split: str) -> str:
-    if rng.random() < 0.25:
+    if rng.random() < 0.1:
         return invented(rng, split)
     return rng.choice(words_of(rng.choice(("firstname_f", "firstname_m")), split))
 
 
 def last_name(rng: Random, split: str) -> str:
-    if rng.random() < 0.35:
-        return invented(rng, split, rng.choice((2, 2, 3)))
+    form = rng.random()
+    if form < 0.1:
+        return invented(rng, split)
+    if form < 0.35:
+        return split_checked(lambda: rng.choice(words("town_start")) + rng.choice(words("lastname_end")), split)
     return rng.choice(words_of("lastname", split))
 
 
@@ -41,8 +44,8 @@ def town(rng: Random, split: str) -> str:
     kind = rng.random()
     if kind < 0.35:
         return rng.choice(words_of("town", split))
-    if kind < 0.55:
-        return invented(rng, split, rng.choice((2, 2, 3)))
+    if kind < 0.45:
+        return invented(rng, split)
     return split_checked(lambda: rng.choice(words("town_start")) + rng.choice(words("town_end")), split)
 
 
@@ -91,7 +94,7 @@ def password(rng: Random, split: str) -> str:
         return f"{invented(rng, split)}{rng.randint(10, 9999)}"
     if form == 2:
         return f"{rng.choice(words('adjective'))} {rng.choice(words_of('noun', split))}"
-    return invented(rng, split, 3).lower()
+    return invented(rng, split).lower()
 
 
 def code(rng: Random) -> str:
@@ -162,7 +165,7 @@ NAMES: dict[str, Callable[[Random, str], str]] = {
     "firstname": first_name,
     "petname": lambda rng, split: rng.choice((first_name, invented, _plain_noun))(rng, split),
     "town": town,
-    "river": lambda rng, split: invented(rng, split) if rng.random() < 0.7 else f"{town(rng, split)} River",
+    "river": lambda rng, split: invented(rng, split) if rng.random() < 0.4 else f"{town(rng, split)} River",
     "company": company,
     "address": address,
     "title": title,

@@ -66,12 +66,15 @@ def capture(
     positions_BT: Tensor | None = None,
     memory: Prefix | None = None,
     plain: bool = False,
+    gradient: bool = False,
 ) -> dict[int, seam.Seen]:
     """Runs `model` just far enough to see attention at `layers`, without a cache; gradients flow.
 
+    `plain`: also queries and keys before RoPE; `gradient`: with theirs.
+
     `positions_BT` None: 0, 1, 2 ...; right padding needs no mask, since text never sees what follows it.
     """
-    watch = seam.Watch(layers, plain=plain, stop=True)
+    watch = seam.Watch(layers, plain=plain, gradient=gradient, stop=True)
     if positions_BT is None:
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
     with contextlib.suppress(seam.Enough):

@@ -51,11 +51,13 @@ class Enough(Exception):
 class Watch:
     """Asks a forward pass to show attention at `layers`; `seen` fills as it runs.
 
-    `plain`: also the queries and keys before RoPE. `stop`: end the forward pass after the last of `layers`.
+    `plain`: also the queries and keys before RoPE; `gradient`: with gradients through these too.
+    `stop`: end the forward pass after the last of `layers`.
     """
 
     layers: frozenset[int]
     plain: bool = False
+    gradient: bool = False
     stop: bool = False
     seen: dict[int, Seen] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)
@@ -209,7 +211,7 @@ def _run_without_rope(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
         kwargs["position_embeddings"] = _no_rotation(kwargs["position_embeddings"])
     elif len(args) > 1:
         args = (args[0], _no_rotation(args[1]), *args[2:])
-    with torch.no_grad():
+    with torch.set_grad_enabled(watch.gradient and torch.is_grad_enabled()):
         module.forward(*args, **{**kwargs, "past_key_values": None}, watch_plain=watch)
 
 

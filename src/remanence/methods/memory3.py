@@ -14,7 +14,7 @@ from remanence.errors import InputError
 from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
 from remanence.lm.rotate import move_keys
-from remanence.lm.seam import attention_mass
+from remanence.lm.seam import Seen, attention_mass
 from remanence.methods.base import Method, Prompt, Reading, Recaller
 from remanence.methods.selection import attention_received, select, take
 from remanence.types import KV, ExplicitMemory, Hit
@@ -67,6 +67,21 @@ class Group:
     memories: tuple[ExplicitMemory, ...]
 
 
+@dataclass(frozen=True)
+class Written:
+    """A batch of references as memory layers L have them: their kept keys and values, and how they were chosen.
+
+    `index_BLGN` int32, -1 where a head has kept fewer. `weight_BLGT` float32 (None where every token is kept and
+    nobody asked): attention received, -inf at padding. `seen`: the attention of each memory layer.
+    """
+
+    key_BLGND: Tensor
+    value_BLGND: Tensor
+    index_BLGN: Tensor
+    weight_BLGT: Tensor | None
+    seen: list[Seen]
+
+
 class Memory3(Method):
     """Reads and writes explicit memory. Source: Memory³ §3; the choices it leaves open are in docs/memory3.md."""
 
@@ -88,50 +103,51 @@ class Memory3(Method):
         self._check(references)
         if not references:
             return []
-        lead = self.prefix_ids(lm)
-        longest = max(map(len, references))
-        pad = [[*lead, *reference] + [0] * (longest - len(reference)) for reference in references]
-        num_tokens_B = torch.tensor([len(reference) for reference in references], device=lm.device)
-        key, value, index = self.write_padded(lm, torch.tensor(pad, device=lm.device), num_tokens_B)
-        layers, dense = self.config.memory_layers, self.config.kept_tokens is None
-        sizes = [len(reference) if dense else key.shape[3] for reference in references]
+        return self.split(self.write_together(lm, references), [len(reference) for reference in references])
+
+    def split(self, written: Written, lengths: Sequence[int]) -> list[ExplicitMemory]:
+        """The memories of `written` one by one, `lengths` the tokens of each reference."""
+        slots = written.index_BLGN.shape[-1]
+        sizes = lengths if self.config.kept_tokens is None else [slots] * len(lengths)
+        rows = zip(
+            *(part.unbind() for part in (written.key_BLGND, written.value_BLGND, written.index_BLGN)), strict=True
+        )
         return [
-            ExplicitMemory(layers, key[i, :, :, :n], value[i, :, :, :n], index[i, :, :, :n])
-            for i, n in enumerate(sizes)
+            ExplicitMemory(self.config.memory_layers, *(part[:, :, :n] for part in row))
+            for row, n in zip(rows, sizes, strict=True)
         ]
 
-    def write_padded(self, lm: LM, ids_BT: Tensor, num_tokens_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """key_BLGND, value_BLGND, index_BLGN of rows `prefix_ids + reference + padding`.
+    def write_together(self, lm: LM, references: Sequence[Sequence[int]], *, gradient: bool = False) -> Written:
+        """`prefix_ids + reference + padding` of all references in one pass, up to the last memory layer.
 
-        `num_tokens_B` counts each reference without prefix and padding. No mask is needed: the mask is causal
-        and the padding comes last.
+        No mask is needed: the mask is causal and the padding comes last. `gradient`: the attention that tokens
+        receive has one too (choosing by it has none), for losses on the choice.
         """
-        b = len(self.prefix_ids(lm))
-        T = ids_BT.shape[1] - b
-        real_BT = torch.arange(T, device=ids_BT.device) < num_tokens_B[:, None]
-        sparse = self.config.kept_tokens is not None
-        seen = capture(lm.model, ids_BT, frozenset(self.config.memory_layers), plain=sparse)
+        lead, longest = self.prefix_ids(lm), max(map(len, references))
+        pad = [[*lead, *reference] + [0] * (longest - len(reference)) for reference in references]
+        num_tokens_B = torch.tensor([len(reference) for reference in references], device=lm.device)
+        real_BT = torch.arange(longest, device=lm.device) < num_tokens_B[:, None]
+        layers, weighed = self.config.memory_layers, gradient or self.config.kept_tokens is not None
+        ids_BT = torch.tensor(pad, device=lm.device)
+        found = capture(lm.model, ids_BT, frozenset(layers), plain=weighed, gradient=gradient)
+        seen = [found[layer] for layer in layers]
+        weights = [self._weigh(shown, len(lead), real_BT) for shown in seen] if weighed else []
+        every = real_BT[:, None].expand(-1, seen[0].key_BGSD.shape[1], -1).float()
         keys, values, indices = [], [], []
-        for layer in self.config.memory_layers:
-            shown = seen[layer]
-            key_BGTD, value_BGTD = shown.key_BGSD[:, :, b:], shown.value_BGSD[:, :, b:]
-            if sparse:
-                assert shown.plain_query_BHTD is not None
-                assert shown.plain_key_BGTD is not None
-                weight_BGT = attention_received(
-                    shown.plain_query_BHTD[:, :, b:],
-                    shown.plain_key_BGTD[:, :, b:],
-                    real_BT,
-                    shown.scaling,
-                    self.config.selection,
-                )
-            else:
-                weight_BGT = real_BT[:, None].expand(-1, key_BGTD.shape[1], -1).float()
+        for i, shown in enumerate(seen):
+            weight_BGT = every if self.config.kept_tokens is None else weights[i].detach()
             index_BGN = select(weight_BGT, real_BT, self.config.kept_tokens)
-            keys.append(take(key_BGTD, index_BGN))
-            values.append(take(value_BGTD, index_BGN))
-            indices.append(index_BGN)
-        return torch.stack(keys, 1), torch.stack(values, 1), torch.stack(indices, 1).to(torch.int32)
+            keys.append(take(shown.key_BGSD[:, :, len(lead) :], index_BGN))
+            values.append(take(shown.value_BGSD[:, :, len(lead) :], index_BGN))
+            indices.append(index_BGN.to(torch.int32))
+        weight_BLGT = torch.stack(weights, 1) if weighed else None
+        return Written(torch.stack(keys, 1), torch.stack(values, 1), torch.stack(indices, 1), weight_BLGT, seen)
+
+    def _weigh(self, shown: Seen, num_lead: int, real_BT: Tensor) -> Tensor:
+        assert shown.plain_query_BHTD is not None
+        assert shown.plain_key_BGTD is not None
+        query_BHTD, key_BGTD = shown.plain_query_BHTD[:, :, num_lead:], shown.plain_key_BGTD[:, :, num_lead:]
+        return attention_received(query_BHTD, key_BGTD, real_BT, shown.scaling, self.config.selection)
 
     def _check(self, references: Sequence[Sequence[int]]) -> None:
         limit = self.config.reference_tokens

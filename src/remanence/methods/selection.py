@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 
-@torch.no_grad()
 def attention_received(
     query_BHTD: Tensor, key_BGTD: Tensor, real_BT: Tensor, scaling: float, selection: str = "softmax"
 ) -> Tensor:

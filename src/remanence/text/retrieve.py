@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -87,21 +88,34 @@ class Retriever:
         """
         if limit < 1 or not query.strip():
             return []
-        pool = max(limit * POOL_PER_HIT, MIN_POOL)
-        cosines = self._dense(query, pool)
-        proposed = [] if self.kind == "dense" else [id for id, _ in self.bank.search_text(query, pool)]
-        ids = list(dict.fromkeys([*proposed, *cosines]))
-        chunks = self._chunks(ids)
+        proposed, cosines = self._candidates(query, max(limit * POOL_PER_HIT, MIN_POOL))
+        texts = self._chunks(proposed)
         wanted = {} if self.kind == "dense" else content_words(query)
-        covered = {id: coverage(wanted, chunk.text) for id, chunk in chunks.items()}
-        lexical = sorted((id for id in proposed if id in chunks), key=lambda id: -covered[id])
-        rankings = {"lexical": lexical, "dense": [id for id in cosines if id in chunks]}
-        hits = []
-        for id, found_by in fuse(rankings):
-            if covered[id] >= self.threshold.coverage or cosines.get(id, -1.0) >= self.min_cosine:
-                score = max(covered[id], cosines.get(id, 0.0))
-                hits.append(Hit(chunks[id], min(1.0, score), found_by))
+        covered = {id: coverage(wanted, chunk.text) for id, chunk in texts.items()}
+        lexical = sorted(texts, key=lambda id: -covered[id])
+        ranked, hits = fuse({"lexical": lexical, "dense": [*cosines]}), []
+        for first in range(0, len(ranked), 2 * limit):  # of what BM25 did not propose, only the best are read
+            part = ranked[first : first + 2 * limit]
+            texts |= self._chunks([id for id, _ in part if id not in texts])
+            for id, found_by in part:
+                if id not in texts:
+                    continue
+                share, near = covered.get(id, coverage(wanted, texts[id].text)), cosines.get(id, 0.0)
+                if share >= self.threshold.coverage or (id in cosines and near >= self.min_cosine):
+                    hits.append(Hit(texts[id], min(1.0, max(share, near)), found_by))
+            if len(hits) >= limit:
+                break
         return hits[:limit]
+
+    def _candidates(self, query: str, pool: int) -> tuple[list[str], dict[str, float]]:
+        """Ids that BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""
+        if self.kind == "dense" or self.embedder is None:
+            proposed = [] if self.kind == "dense" else self.bank.search_text(query, pool)
+            return [id for id, _ in proposed], self._dense(query, pool)
+        with ThreadPoolExecutor(1) as beside:
+            waiting = beside.submit(self.bank.search_text, query, pool)
+            cosines = self._dense(query, pool)
+            return [id for id, _ in waiting.result()], cosines
 
     def _chunks(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Without those that were forgotten, or expired, since they were found."""

@@ -24,11 +24,13 @@ class CircuitConfig:
     """Sizes of the starting weights, in units of the residual stream.
 
     `constant` is the share of every embedding that is the same for all tokens: what the look-back heads
-    hold on to. `slow`: rotary pairs that turn by less than this from token to token (radians) do not disturb a match.
+    hold on to, `meaning` the share of the rest's variance that is word vectors. `slow`: rotary pairs that turn by
+    less than this from token to token (radians) do not disturb a match.
     """
 
     embedding_std: float = 0.1
     constant: float = 0.45
+    meaning: float = 0.4
     look_back: float = 6.9
     keep: float = 0.12
     match: float = 2.2
@@ -38,11 +40,16 @@ class CircuitConfig:
 
 
 @torch.no_grad()
-def start_with_copying(model: Any, seed: int, config: CircuitConfig | None = None) -> None:
-    """Overwrites embeddings and attention weights; needs one query head per KV head and at least two layers."""
+def start_with_copying(
+    model: Any, seed: int, vector_VC: Tensor | None = None, config: CircuitConfig | None = None
+) -> None:
+    """Overwrites embeddings and attention weights; needs one query head per KV head and at least two layers.
+
+    `vector_VC`: rows of length sqrt(width) that similar tokens share a part of (`train.vectors`).
+    """
     config = config or CircuitConfig()
     generator = torch.Generator().manual_seed(seed)
-    direction_C = _embeddings(model, config, generator)
+    direction_C = _embeddings(model, vector_VC, config, generator)
     D = model.config.head_dim
     layers = [layer.self_attn for layer in model.model.layers]
     copying = range(model.config.num_attention_heads // 2)
@@ -70,12 +77,17 @@ def start_with_copying(model: Any, seed: int, config: CircuitConfig | None = Non
             attention.o_proj.weight[:, rows] = out_CD
 
 
-def _embeddings(model: Any, config: CircuitConfig, generator: torch.Generator) -> Tensor:
+def _embeddings(model: Any, vector_VC: Tensor | None, config: CircuitConfig, generator: torch.Generator) -> Tensor:
     """Draws the embeddings; returns the direction that all share, scaled to what a layer's norm makes of it."""
     weight_VC = model.model.embed_tokens.weight
     width = weight_VC.shape[1]
     shared_C = torch.nn.functional.normalize(torch.randn(width, generator=generator), dim=0)
-    weight_VC.normal_(0, config.embedding_std, generator=generator)
+    weight_VC.normal_(0, 1, generator=generator)
+    if vector_VC is not None:
+        seen_V1 = vector_VC.norm(dim=1, keepdim=True) > 0
+        mixed_VC = weight_VC * math.sqrt(1 - config.meaning) + vector_VC * math.sqrt(config.meaning)
+        weight_VC.copy_(torch.where(seen_V1, mixed_VC, weight_VC))
+    weight_VC.mul_(config.embedding_std)
     weight_VC.sub_((weight_VC @ shared_C)[:, None] * shared_C)
     weight_VC.add_(config.constant * config.embedding_std * math.sqrt(width) * shared_C)
     seen = math.sqrt(width) * config.constant / math.sqrt(1 + config.constant**2)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from remanence.data.babi import Story, read_babi
 from remanence.data.books import paragraphs, read_books
 from remanence.data.squad import Context, read_squad
+from remanence.data.wordlists import is_heldout
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,15 @@ class Corpora:
     stories: list[Story] = field(default_factory=list)
     paragraphs: list[str] = field(default_factory=list)
 
+    @cached_property
+    def lexicon(self) -> list[str]:
+        """Lower-case words that occur at least five times, by the alphabet, but none that are kept for evaluation."""
+        counts = Counter(word for text in self.paragraphs for word in re.findall(r"\b[a-z]{3,12}\b", text))
+        common = (word for word, count in counts.items() if count >= 5)
+        return sorted(word for word in common if not is_heldout(word) and not is_heldout(word.capitalize()))
 
-def load_corpora(folder: Path | None, num_books_files: int = 1) -> Corpora:
+
+def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:
     """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz` and `classic_books/train-*.jsonl.gz` where present."""
     if folder is None:
         return Corpora()

@@ -3,8 +3,8 @@
 Both follow from the next-token loss in the end, but on a small model late: nothing tells a head what to look
 for until it looks there by chance, and which tokens are kept has no gradient at all. Here the last memory
 layer's attention from every token of an answer to the one that it continues with is a likelihood of its own, and so is
-the share of attention that answer tokens receive while a reference is written, which is what selects them
-(Memory3 §3.3).
+the chance that an answer token is among those that some head keeps, by the attention that it receives while its
+reference is written (Memory3 §3.3).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from remanence.lm.seam import Seen
 from remanence.types import ExplicitMemory
+
+SOFTNESS = 0.4
+STRAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,15 @@ def _places(wanted: list[int], text: list[int]) -> list[int]:
 def looking_loss(
     shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, hints: Hints
 ) -> Tensor:
-    """Mean of -log(attention on the token to be copied, mean over heads) over tokens that some head has kept.
+    """Where to look, and where not: two means over tokens to be copied that some head has kept, added.
+
+    -log(attention on that token, mean over heads), and `STRAY` times -log(1 - attention on other memory tokens) of
+    every head: a head that has not kept the token should look at no other.
 
     `shown` is attention at the memory layer number `at`; `memories[row]` stand after `num_lead` columns.
     """
+    if not len(hints.row_Q):
+        return shown.query_BHTD.new_zeros(())
     share_QHS = _attention(shown, hints.row_Q, hints.position_Q)
     groups = share_QHS.shape[1] // shown.key_BGSD.shape[1]
     owner_BS, token_BGS = _columns(memories, at, num_lead, share_QHS.shape[-1])
@@ -129,21 +137,27 @@ def looking_loss(
     kept_Q = target_QGS.any(-1).any(-1)
     if not kept_Q.any():
         return share_QHS.new_zeros(())
-    mass_QH = (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)
-    return -(mass_QH.mean(-1)[kept_Q] + 1e-6).log().mean()
+    mass_QH = (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)[kept_Q]
+    memory_QH = (share_QHS * (owner_BS >= 0)[hints.row_Q][:, None]).sum(-1)[kept_Q]
+    stray_QH = (memory_QH - mass_QH).clamp(0, 1)
+    return -(mass_QH.mean(-1) + 1e-6).log().mean() - STRAY * (1 - stray_QH + 1e-3).log().mean()
 
 
 def _attention(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
-    """share_QHS of single query tokens, float32."""
-    query_QHD, key_QGSD = shown.query_BHTD[row_Q, :, position_Q].float(), shown.key_BGSD[row_Q].float()
-    T, S = shown.query_BHTD.shape[2], key_QGSD.shape[2]
-    key_QHSD = key_QGSD.repeat_interleave(query_QHD.shape[1] // key_QGSD.shape[1], 1)
-    score_QHS = torch.einsum("qhd,qhsd->qhs", query_QHD, key_QHSD) * shown.scaling
+    """share_QHS of single query tokens, float32; the chosen queries of a row are scored together."""
+    B, H, T, D = shown.query_BHTD.shape
+    S, groups = shown.key_BGSD.shape[2], H // shown.key_BGSD.shape[1]
+    place_QB = row_Q[:, None] == torch.arange(B, device=row_Q.device)
+    slot_Q = place_QB.cumsum(0).gather(1, row_Q[:, None]).squeeze(1) - 1
+    position_BK = position_Q.new_zeros(B, int(slot_Q.max()) + 1).index_put((row_Q, slot_Q), position_Q)
+    query_BHKD = shown.query_BHTD.gather(2, position_BK[:, None, :, None].expand(-1, H, -1, D))
+    score_BHKS = (query_BHKD @ shown.key_BGSD.repeat_interleave(groups, 1).transpose(-1, -2)).float() * shown.scaling
     if shown.mask is None:
-        seen_QS = torch.arange(S, device=position_Q.device) <= position_Q[:, None] + S - T
+        seen_BKS = torch.arange(S, device=position_BK.device) <= position_BK[..., None] + S - T
     else:
-        seen_QS = shown.mask[:, 0].expand(len(shown.query_BHTD), -1, -1)[row_Q, position_Q]
-    return score_QHS.masked_fill(~seen_QS[:, None], -torch.inf).softmax(-1)
+        every_BTS = shown.mask[:, 0].expand(B, -1, -1)
+        seen_BKS = every_BTS.gather(1, position_BK[..., None].expand(-1, -1, S))
+    return score_BHKS.masked_fill(~seen_BKS[:, None], -torch.inf).softmax(-1)[row_Q, :, slot_Q]
 
 
 def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) -> Tensor:
@@ -175,15 +189,17 @@ def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: in
     return owner_BS.to(example.device), token_BGS
 
 
-def keeping_loss(weights_BGT: Sequence[Tensor], hints: Hints) -> Tensor:
-    """Mean of -log(share of received attention that answer tokens get) over references, heads and layers.
+def keeping_loss(weight_BLGT: Tensor, hints: Hints, num_kept: int) -> Tensor:
+    """Mean of -log(chance that some head keeps the token) over answer tokens and layers.
 
-    `weights_BGT`: attention received at each memory layer, with gradient; 0 at padding.
+    `weight_BLGT`: attention received at the memory layers, with gradient; -inf at padding. A head's chance is soft
+    around the weight where its `num_kept` best end, so heads that keep the same tokens are pushed apart.
     """
     value_RT = hints.value_RT
-    chosen = value_RT.any(-1)
-    losses = []
-    for weight_BGT in weights_BGT:
-        share_BG = (weight_BGT * value_RT[:, None]).sum(-1) / weight_BGT.sum(-1).clamp(min=1e-6)
-        losses.append(-(share_BG[chosen] + 1e-4).log().mean())
-    return torch.stack(losses).mean() if chosen.any() else weights_BGT[0].new_zeros(())
+    if not value_RT.any() or value_RT.shape[1] <= num_kept:
+        return weight_BLGT.new_zeros(())
+    log_BLGT = weight_BLGT.clamp(min=1e-6).log()
+    edge_BLG1 = log_BLGT.detach().topk(num_kept + 1, dim=-1).values[..., -2:].mean(-1, keepdim=True)
+    lost_BLT = (1 - ((log_BLGT - edge_BLG1) / SOFTNESS).sigmoid()).clamp(min=1e-6).log().sum(2)
+    kept_BTL = (1 - lost_BLT.exp()).transpose(1, 2)
+    return -(kept_BTL[value_RT] + 1e-4).log().mean()

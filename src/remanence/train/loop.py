@@ -11,23 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from remanence.train import checkpoint
 from remanence.train.batches import Batch, heldout_batch, plain_batch
 from remanence.train.corpora import Corpora
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
-from remanence.train.model import logits_at, use_fast_attention
+from remanence.train.model import compile_layers, logits_at, use_fast_attention
 from remanence.train.optimizer import Optimizer
 from remanence.train.recipes.nano import Phase, Recipe
 from remanence.train.rows import Encoder
 
-TEXT_STRIDE = 4
+TEXT_STRIDE = 8
 
 
 @dataclass
 class Run:
-    """A training run: the model, where it stands, and the folder that it writes to."""
+    """A training run: the model, where it stands, and the folder that it writes to.
+
+    `compiled`: the warm-up runs compiled layers, which needs a C++ compiler. `has_start`: its weights were given,
+    so a later stage need not begin with those of the warm-up.
+    """
 
     recipe: Recipe
     model: Any
@@ -36,6 +39,8 @@ class Run:
     corpora: Corpora
     folder: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compiled: bool = False
+    has_start: bool = False
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -72,6 +77,8 @@ def plain_losses(run: Run, batch: Batch) -> Losses:
 def warm_up(run: Run, num_steps: int) -> None:
     """Trains until step `num_steps`; logs, evaluates and saves on the way and at the end."""
     use_fast_attention(run.model)
+    if run.compiled:
+        compile_layers(run.model)
     run.model.train()
     saved = time.monotonic()
     while run.step < num_steps:
@@ -80,7 +87,6 @@ def warm_up(run: Run, num_steps: int) -> None:
         batch = plain_batch(run.recipe.seed, run.step, phase, run.corpora, run.encoder)
         losses = plain_losses(run, batch)
         losses.total.backward()
-        clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
         run.optimizer.step(min(1.0, (run.step + 1) / run.recipe.warmup_steps))
         finish_step(run, "warmup", losses, batch.ids_BT, time.monotonic() - started)
         if run.step % run.eval_every == 0:
@@ -108,6 +114,7 @@ def finish_step(run: Run, stage: str, losses: Losses, ids_BT: Tensor, seconds: f
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
     """Exact match on held-out facts with the passages as text: 1 short passage, and 5 passages."""
     found = {}
@@ -125,7 +132,7 @@ def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
 
 
 def save(run: Run, stage: str) -> None:
-    weights = {k: v for k, v in run.model.state_dict().items() if k != "lm_head.weight"}
+    weights = dict(run.optimizer.masters)
     progress = {"stage": stage, "step": run.step, "seconds": run.seconds, "tokens": run.tokens}
     checkpoint.save(run.folder / stage, checkpoint.Checkpoint(weights, run.optimizer.state(), progress))
 
@@ -133,7 +140,9 @@ def save(run: Run, stage: str) -> None:
 def load_weights(run: Run, stage: str) -> checkpoint.Checkpoint:
     """The weights that a stage ended with, without its optimizer and its count of steps."""
     found = checkpoint.load(run.folder / stage)
-    run.model.load_state_dict(found.weights, strict=False)
+    for name, master in run.optimizer.masters.items():
+        master.copy_(found.weights[name])
+    run.optimizer.copy_to_model()
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, replace
 from random import Random
@@ -10,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from remanence.lm import seam
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper, select
+from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper
 from remanence.train.batches import pack, plain_batch, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
@@ -22,9 +20,9 @@ from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers,
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
 from remanence.train.rows import Encoder, Row, draw_row, facts_row
-from remanence.types import ExplicitMemory
 
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
+KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,6 @@ class MemoryBatch:
 
     def to(self, device: torch.device) -> MemoryBatch:
         return MemoryBatch(self.references, self.ids_BT.to(device), self.kind_BT.to(device), self.hints.to(device))
-
-
-@dataclass(frozen=True)
-class Written:
-    """One memory per reference, and the attention that its tokens received, per memory layer, with gradient."""
-
-    memories: list[ExplicitMemory]
-    weights_BGT: list[Tensor]
-    seen: list[seam.Seen]
 
 
 def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> MemoryBatch:
@@ -68,50 +57,6 @@ def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
     return MemoryBatch(references, packed.ids_BT, packed.kind_BT, hints)
 
 
-def write_memories(lm: LM, method: Memory3, references: list[list[int]]) -> Written:
-    """What `method.write` writes, in one pass that also keeps the gradient of what selects the tokens."""
-    lead = method.prefix_ids(lm)
-    longest = max(map(len, references))
-    ids_BT = torch.tensor([[*lead, *ids] + [0] * (longest - len(ids)) for ids in references], device=lm.device)
-    sizes_B = torch.tensor([len(ids) for ids in references], device=lm.device)
-    real_BT = torch.arange(longest, device=lm.device) < sizes_B[:, None]
-    watch = seam.Watch(frozenset(method.config.memory_layers), stop=True)
-    with contextlib.suppress(seam.Enough):
-        lm.model(ids_BT, use_cache=False, watch=watch)
-    attention = seam.attention_modules(lm.model)
-    keys, values, indices, weights = [], [], [], []
-    for layer in method.config.memory_layers:
-        shown = watch.seen[layer]
-        weight_BGT = _received(attention[layer], watch.hidden[layer][:, len(lead) :], real_BT, shown.scaling)
-        score_BGT = weight_BGT.detach() if method.config.kept_tokens else torch.ones_like(weight_BGT)
-        index_BGN = select(score_BGT.masked_fill(~real_BT[:, None], -torch.inf), real_BT, method.config.kept_tokens)
-        gather = index_BGN.clamp(min=0)[..., None].expand(-1, -1, -1, shown.key_BGSD.shape[-1])
-        keys.append(shown.key_BGSD[:, :, len(lead) :].gather(2, gather))
-        values.append(shown.value_BGSD[:, :, len(lead) :].gather(2, gather))
-        indices.append(index_BGN)
-        weights.append(weight_BGT)
-    stacked = [torch.stack(parts, 1) for parts in (keys, values, indices)]
-    sizes = [len(ids) if method.config.kept_tokens is None else stacked[2].shape[-1] for ids in references]
-    layers = method.config.memory_layers
-    memories = [
-        ExplicitMemory(layers, stacked[0][i, :, :, :n], stacked[1][i, :, :, :n], stacked[2][i, :, :, :n].int())
-        for i, n in enumerate(sizes)
-    ]
-    return Written(memories, weights, [watch.seen[layer] for layer in layers])
-
-
-def _received(attention: Any, hidden_BTC: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
-    """The weight of `attention_received` (softmax, no RoPE, no causal mask), with its gradient; 0 at padding."""
-    B, T, _ = hidden_BTC.shape
-    D = attention.head_dim
-    query_BHTD = attention.q_proj(hidden_BTC).view(B, T, -1, D).transpose(1, 2)
-    key_BGTD = attention.k_proj(hidden_BTC).view(B, T, -1, D).transpose(1, 2)
-    query_BGRTD = query_BHTD.float().view(B, key_BGTD.shape[1], -1, T, D)
-    score_BGRTS = query_BGRTD @ key_BGTD.float()[:, :, None].transpose(-1, -2) * scaling
-    weight_BGRTS = score_BGRTS.masked_fill(~real_BT[:, None, None, None], -torch.inf).softmax(-1)
-    return (weight_BGRTS * real_BT[:, None, None, :, None]).sum((2, 3))
-
-
 def read_memories(
     lm: LM, config: Memory3Config, batch: MemoryBatch, index_N: Tensor, hint: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -120,8 +65,9 @@ def read_memories(
     Every row's references are written, and read by all of its tokens.
     """
     method = Memory3(config)
-    written = write_memories(lm, method, [ids for row in batch.references for ids in row])
-    every = iter(written.memories)
+    references = [ids for row in batch.references for ids in row]
+    written = method.write_together(lm, references, gradient=hint)
+    every = iter(method.split(written, [len(ids) for ids in references]))
     rows = [tuple(next(every) for _ in row) for row in batch.references]
     T = batch.ids_BT.shape[1]
     prefix = method.prefix(lm, [[Group(0, row)] for row in rows], [T] * len(rows))
@@ -135,11 +81,12 @@ def read_memories(
     logits_NV = logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
     if not hint:
         return logits_NV, logits_NV.new_zeros(())
+    assert written.weight_BLGT is not None
     num_lead, hints = len(method.prefix_ids(lm)), batch.hints
     looking = looking_loss(watch.seen[last], len(config.memory_layers) - 1, rows, num_lead, hints)
     gathering = gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked)
     gathering = gathering + gathering_loss(written.seen[:-1], hints.told, num_lead)
-    return logits_NV, LOOK * looking + KEEP * keeping_loss(written.weights_BGT, hints) + GATHER * gathering
+    return logits_NV, LOOK * looking + KEEP * keeping_loss(written.weight_BLGT, hints, KEPT) + GATHER * gathering
 
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:
@@ -170,7 +117,6 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
             slots = None if run.step % 2 and run.step < run.recipe.dense_until else phase.slots
             losses, ids_BT = memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
         losses.total.backward()
-        clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
         run.optimizer.step(run.recipe.continual_lr * _rate(run, num_steps))
         finish_step(run, stage, losses, ids_BT, time.monotonic() - started)
         if run.step % run.eval_every == 0:

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, AdamW for embeddings and norms, behind one object."""
+"""Muon for the matrices of the layers, AdamW for embeddings and norms, on float32 copies of a bfloat16 model."""
 
 from __future__ import annotations
 
@@ -6,29 +6,45 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from remanence.train.recipes.nano import Recipe
 
 
 class Optimizer:
-    """`scale` multiplies both learning rates; parameters are known by name, so that states can be saved."""
+    """`scale` multiplies both learning rates; parameters are known by name, so that states can be saved.
+
+    `masters` are what is trained: float32, copied into the model's own parameters after each step.
+    """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        named = dict(model.named_parameters())
-        matrices = {name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name}
-        others = {name: p for name, p in named.items() if name not in matrices}
-        self.names = [list(matrices), list(others)]
+        self.model = dict(model.named_parameters())
+        self.masters = {name: p.detach().float().clone() for name, p in self.model.items()}
+        matrices = [name for name, p in self.model.items() if p.ndim == 2 and "embed" not in name]
+        self.names = [matrices, [name for name in self.model if name not in matrices]]
         self.rates = [recipe.matrix_lr, recipe.other_lr]
+        self.clip_norm = recipe.clip_norm
+        muon, adamw = ([self.masters[name] for name in names] for names in self.names)
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices.values(), lr=recipe.matrix_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others.values(), lr=recipe.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.Muon(muon, lr=recipe.matrix_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(adamw, lr=recipe.other_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
 
     def step(self, scale: float) -> None:
+        """Clips, steps, copies into the model, and drops the gradients."""
+        for name, p in self.model.items():
+            self.masters[name].grad = None if p.grad is None else p.grad.float()
+            p.grad = None
+        clip_grad_norm_(self.masters.values(), self.clip_norm)
         for part, rate in zip(self.parts, self.rates, strict=True):
             part.param_groups[0]["lr"] = rate * scale
             part.step()
-            part.zero_grad(set_to_none=True)
+        self.copy_to_model()
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        for name, p in self.model.items():
+            p.copy_(self.masters[name])
 
     def state(self) -> dict[str, Tensor]:
         """`part/parameter/entry` -> tensor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -15,6 +16,15 @@ from remanence.data.facts import TRAIN, sample_group
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.tokenizer import generator_texts
+
+RENAMED_SHARE = 0.3
+WORD = re.compile(r"[A-Za-z]{3,}")
+KEPT_WORDS = frozenset(
+    "the and for with near under behind above next outside opposite beside because "
+    "january february march april may june july august september october november december "
+    "monday tuesday wednesday thursday friday saturday sunday".split()
+)
+"""Words of answers that stay: without them the answer would not be of its kind."""
 
 
 @dataclass
@@ -42,7 +52,8 @@ def draw_row(rng: Random, phase: Phase, corpora: Corpora, vocab_size: int, split
         if pick < share and ready:
             return make()
         pick -= share
-    return facts_row(rng, phase, split)
+    row = facts_row(rng, phase, split)
+    return renamed(rng, row, corpora.lexicon) if split == TRAIN else row
 
 
 def facts_row(rng: Random, phase: Phase, split: str) -> Row:
@@ -54,6 +65,30 @@ def facts_row(rng: Random, phase: Phase, split: str) -> Row:
         if example.questions:
             pairs = [(question.text, question.answer) for question in example.questions]
             return Row([passage.text for passage in example.passages], pairs)
+
+
+def renamed(rng: Random, row: Row, lexicon: Sequence[str], share: float = RENAMED_SHARE) -> Row:
+    """The row with some answers' words exchanged for others of any book, wherever they stand in it.
+
+    The generator's lists are short: without this a model learns them by heart and copies no word beyond them.
+    """
+    if not lexicon:
+        return row
+    answers = dict.fromkeys(answer for _, answer in row.pairs)
+    found = dict.fromkeys(word for answer in answers if rng.random() < share for word in WORD.findall(answer))
+    exchange = {word: _like(word, rng.choice(lexicon)) for word in found if word.lower() not in KEPT_WORDS}
+    if not exchange:
+        return row
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, exchange)) + r")\b")
+
+    def change(text: str) -> str:
+        return pattern.sub(lambda match: exchange[match[0]], text)
+
+    return Row([change(text) for text in row.references], [(change(q), change(a)) for q, a in row.pairs])
+
+
+def _like(word: str, other: str) -> str:
+    return other.capitalize() if word[0].isupper() else other
 
 
 def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:

@@ -7,33 +7,59 @@ from pathlib import Path
 from random import Random
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from remanence.errors import InputError
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_corpora
 from remanence.train.export import export
 from remanence.train.loop import Run, load_weights, resume, warm_up
 from remanence.train.memory import continual, reading_model
-from remanence.train.model import build_model
+from remanence.train.model import build_model, to_bfloat16
 from remanence.train.optimizer import Optimizer
 from remanence.train.recipes.nano import Recipe
 from remanence.train.retrieval import HeadRecipe, train_head
 from remanence.train.rows import Encoder
 from remanence.train.tokenizer import generator_texts, train_tokenizer
+from remanence.train.vectors import word_vectors
 
 STAGES = ("warmup", "continual", "control", "export")
 
 
-def start_run(recipe: Recipe, data: Path | None, folder: Path, device: torch.device | None = None) -> Run:
-    """A run at step 0; the tokenizer in `folder` is used again, or trained and kept there."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def start_run(
+    recipe: Recipe, data: Path | None, folder: Path, start: Path | None = None, compiled: bool = False
+) -> Run:
+    """A run at step 0; the tokenizer in `folder` is used again, or trained and kept there.
+
+    `start`: a model folder whose weights and tokenizer the run begins with, instead of new ones.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     corpora = load_corpora(data)
+    if start is not None:
+        PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(folder / "tokenizer")
     encoder = Encoder(load_or_train_tokenizer(recipe, corpora, folder / "tokenizer"))
     model = build_model(recipe.shape, recipe.seed)
-    start_with_copying(model, recipe.seed)
+    if start is not None:
+        load_model(model, start)
+    else:
+        start_with_copying(model, recipe.seed, load_or_make_vectors(recipe, corpora, encoder, folder / "vectors"))
     model.to(device)
-    return Run(recipe, model, Optimizer(model, recipe), encoder, corpora, folder, device)
+    optimizer = Optimizer(model, recipe)
+    to_bfloat16(model)
+    return Run(recipe, model, optimizer, encoder, corpora, folder, device, compiled, has_start=start is not None)
+
+
+def load_model(model: LlamaForCausalLM, folder: Path) -> None:
+    """The weights of a model folder, into a model of the recipe's shape. InputError where they do not fit."""
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem = f"cannot start with the weights of {str(folder)!r}: {str(error).splitlines()[0]}"
+        raise InputError(problem, "give a folder that `remanence train` exported with this recipe") from error
 
 
 def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
@@ -49,7 +75,7 @@ def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
     num_steps = steps or sum(phase.num_steps for phase in phases)
     if again:
         resume(run, stage)
-    elif stage != "warmup":
+    elif stage != "warmup" and not run.has_start:
         load_weights(run, "warmup")
     if stage == "warmup":
         warm_up(run, num_steps)
@@ -62,13 +88,24 @@ def finish(run: Run, head: HeadRecipe | None = None) -> None:
     load_weights(run, "continual")
     found = train_head(reading_model(run), head or HeadRecipe(), run.corpora, run.recipe.seed)
     run.log({"stage": "head", "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})
-    export(run.folder / "export", run.recipe.shape, run.model.state_dict(), run.encoder.tokenizer, found)
+    export(run.folder / "export", run.recipe.shape, run.optimizer.masters, run.encoder.tokenizer, found)
 
 
 def load_or_train_tokenizer(recipe: Recipe, corpora: Corpora, folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").exists():
         train_tokenizer(_texts(recipe, corpora), recipe.shape.vocab_size).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def load_or_make_vectors(recipe: Recipe, corpora: Corpora, encoder: Encoder, path: Path) -> Tensor:
+    """Word vectors of the books and passages at hand; all zeros where there are none."""
+    file = path.with_suffix(".safetensors")
+    if not file.exists():
+        texts = [*corpora.paragraphs, *(context.text for context in corpora.contexts)]
+        lines = (ids for start in range(0, len(texts), 10_000) for ids in encoder(*texts[start : start + 10_000]))
+        vector_VC = word_vectors(lines, len(encoder.tokenizer), recipe.shape.width, recipe.seed)
+        save_file({"vector_VC": vector_VC}, file)
+    return load_file(file)["vector_VC"]
 
 
 def _texts(recipe: Recipe, corpora: Corpora) -> Iterator[str]:
