@@ -25,14 +25,24 @@ class BankRecall:
     def __init__(self, lm: LM, method: Method, bank: Bank, retriever: Retriever, without: Collection[str] = ()) -> None:
         self.lm, self.method, self.bank, self.retriever = lm, method, bank, retriever
         self.without = frozenset(without)
+        self._loaded: dict[str, Memory] = {}
 
     def hits(self, query: str, limit: int) -> list[Hit]:
-        found = self.retriever.search(query, limit=limit + len(self.without))
+        beside = self._load if self.method.writes_tensors else None
+        found = self.retriever.search(query, limit + len(self.without), beside)
         return [hit for hit in found if hit.chunk.id not in self.without][:limit]
+
+    def _load(self, ids: list[str]) -> None:
+        ids = [id for id in ids if id not in self._loaded and id not in self.without]
+        loaded = self.bank.load(self.method.fingerprint(self.lm), ids)
+        self._loaded |= {id: memory for id, memory in zip(ids, loaded, strict=True) if memory is not None}
 
     def memories(self, hits: Sequence[Hit]) -> list[Memory]:
         """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start, Memory³ §3.6)."""
-        return load_or_write(self.lm, self.method, self.bank, [hit.chunk for hit in hits])
+        missing = {hit.chunk.id: hit.chunk for hit in hits if hit.chunk.id not in self._loaded}
+        found = load_or_write(self.lm, self.method, self.bank, list(missing.values()))
+        self._loaded |= zip(missing, found, strict=True)
+        return [self._loaded[hit.chunk.id] for hit in hits]
 
     def texts(self, limit_tokens: int) -> list[Hit]:
         hits, offset = [], 0

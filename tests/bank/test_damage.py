@@ -42,7 +42,10 @@ def overwrite(bank: Bank, table: str, column: str, value: str) -> None:
 def test_a_changed_text_row_is_never_returned(bank: Bank, column: str) -> None:
     id = add_one(bank, "Bob likes tea")
     overwrite(bank, "chunks", column, "tea")
-    for read in (lambda: bank.get([id]), bank.list, lambda: bank.search_text("tea"), lambda: bank.forget([id])):
+    reads = [lambda: bank.get([id]), bank.list, lambda: bank.forget([id])]
+    if column == "text":  # all that a search reads, and an id is made of it
+        reads += [lambda: bank.search_text("tea"), lambda: bank.texts([id])]
+    for read in reads:
         with pytest.raises(BankCorrupted, match=f"{id}.* -> "):
             read()
     assert not bank.verify().ok

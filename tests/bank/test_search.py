@@ -140,5 +140,5 @@ def test_vector_index_finds_what_brute_force_finds(tmp_path: Path, monkeypatch: 
             cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
             hits = bank.search_vector(query, "e", 5)
             assert hits[0][0] == ids[int(cosines.argmax())]
-            assert hits[0][1] == pytest.approx(float(cosines.max()), abs=1e-4)
+            assert hits[0][1] == pytest.approx(float(cosines.max()), abs=5e-3)  # the index has 8 bits a number
         assert len(bank.search_vector(vectors[0], "e", 1_500)) == 1_500

@@ -49,11 +49,15 @@ class Store:
         self.seal = Seal(folder) if folder else None
         self._tables: dict[str, Table] = {}
         self._stamps: dict[str, int] = {}
+        self._versions: dict[str, tuple[int, int]] = {}
         self._loose: dict[str, list[int]] = {}
         self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
         limit_arenas()
         for variable in ("LANCE_LOG", "LANCEDB_LOG"):  # else notes to Lance's developers land on stderr
             os.environ.setdefault(variable, "error")
+        os.environ.setdefault(
+            "LANCE_CPU_THREADS", str(max(2, os.cpu_count() or 1))
+        )  # by itself it leaves two cores idle
         try:
             import lancedb
         except ImportError:
@@ -156,7 +160,12 @@ class Store:
 
     def version(self, name: str) -> int:
         """Grows with every change of the table, whoever made it; 0 where there is none."""
-        return self.read(name, lambda table: table.version(), 0)
+        stamp, seen = self._stamp(name), self._versions.get(name)
+        if self.folder and seen and seen[0] == stamp and time.time_ns() - stamp > RECENT_NS:
+            return seen[1]
+        version = self.read(name, lambda table: table.version(), 0)
+        self._versions[name] = (stamp, version)
+        return version
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -310,4 +319,5 @@ class Store:
 
     def close(self) -> None:
         self._tables.clear()
+        self._versions.clear()
         self._db, self.is_open = None, False

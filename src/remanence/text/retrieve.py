@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Searchable(Protocol):
 
     def search_text(self, query: str, limit: int) -> list[tuple[str, float]]: ...
     def search_vector(self, vector_E: np.ndarray, embedder: str, limit: int) -> list[tuple[str, float]]: ...
+    def texts(self, ids: Sequence[str]) -> dict[str, str]: ...
     def get(self, ids: Sequence[str]) -> list[Chunk]: ...
     def missing_vectors(self, embedder: str) -> list[str]: ...
     def put_vectors(self, embedder: str, ids: Sequence[str], vector_NE: np.ndarray) -> None: ...
@@ -39,7 +40,8 @@ class Searchable(Protocol):
 class Threshold:
     """A chunk is recalled if one of the two holds; both mean the same in any bank, however large.
 
-    `coverage`: share of the question's content words that occur in the chunk; names and numbers count twice.
+    `coverage`: share of the question's content words that occur in a chunk that BM25 found; names and numbers
+    count twice.
     `cosine`: similarity of question and chunk; None: the embedder's own `min_cosine`, or 0.6 if it has none,
     since what is far apart depends on the embedder.
     """
@@ -80,32 +82,44 @@ class Retriever:
             return f"dense; recalls where the {near}"
         return f"BM25 and dense, fused by rank; recalls where the {covers} or the {near}"
 
-    def search(self, query: str, limit: int = 5) -> list[Hit]:
+    def search(self, query: str, limit: int = 5, beside: Callable[[list[str]], Any] | None = None) -> list[Hit]:
         """At most `limit` hits, best first; [] where nothing in the bank is about the query.
 
         BM25 proposes, coverage orders what it proposed; the dense search orders by cosine; where both search,
-        their ranks are fused. `score` is the larger of coverage and cosine.
+        their ranks are fused. `score` is the larger of coverage and cosine. `beside` is called in another thread
+        with the ids of hits while their chunks are read: time to load what belongs to them.
         """
         if limit < 1 or not query.strip():
             return []
         proposed, cosines = self._candidates(query, max(limit * POOL_PER_HIT, MIN_POOL))
-        texts = self._chunks(proposed)
         wanted = {} if self.kind == "dense" else content_words(query)
-        covered = {id: coverage(wanted, chunk.text) for id, chunk in texts.items()}
-        lexical = sorted(texts, key=lambda id: -covered[id])
-        ranked, hits = fuse({"lexical": lexical, "dense": [*cosines]}), []
-        for first in range(0, len(ranked), 2 * limit):  # of what BM25 did not propose, only the best are read
-            part = ranked[first : first + 2 * limit]
-            texts |= self._chunks([id for id, _ in part if id not in texts])
+        covered = {id: coverage(wanted, text) for id, text in self.bank.texts(proposed).items()}
+        lexical = sorted(covered, key=lambda id: -covered[id])
+        ranked = [
+            each for each in fuse({"lexical": lexical, "dense": [*cosines]}) if self._near(each[0], covered, cosines)
+        ]
+        hits: list[Hit] = []
+        while ranked and len(hits) < limit:
+            part, ranked = ranked[: limit - len(hits)], ranked[limit - len(hits) :]
+            chunks = self._read([id for id, _ in part], beside)
             for id, found_by in part:
-                if id not in texts:
-                    continue
-                share, near = covered.get(id, coverage(wanted, texts[id].text)), cosines.get(id, 0.0)
-                if share >= self.threshold.coverage or (id in cosines and near >= self.min_cosine):
-                    hits.append(Hit(texts[id], min(1.0, max(share, near)), found_by))
-            if len(hits) >= limit:
-                break
-        return hits[:limit]
+                if id in chunks:
+                    share = covered.get(id, coverage(wanted, chunks[id].text))
+                    hits.append(Hit(chunks[id], min(1.0, max(share, cosines.get(id, 0.0))), found_by))
+        return hits
+
+    def _near(self, id: str, covered: Mapping[str, float], cosines: Mapping[str, float]) -> bool:
+        by_words = id in covered and covered[id] >= self.threshold.coverage
+        return by_words or (id in cosines and cosines[id] >= self.min_cosine)
+
+    def _read(self, ids: list[str], beside: Callable[[list[str]], Any] | None) -> dict[str, Chunk]:
+        if beside is None:
+            return self._chunks(ids)
+        with ThreadPoolExecutor(1) as other:
+            waiting = other.submit(beside, ids)
+            chunks = self._chunks(ids)
+            waiting.result()
+        return chunks
 
     def _candidates(self, query: str, pool: int) -> tuple[list[str], dict[str, float]]:
         """Ids that BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""
