@@ -7,11 +7,15 @@ from random import Random
 import pytest
 import torch
 
+import remanence.train.memory as memory_module
 from remanence.lm.lm import from_transformers
 from remanence.lm.seam import Seen
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.methods.memory3 import Memory3, Memory3Config
+from remanence.train.batches import pack
 from remanence.train.hints import Hints, Shared, find_answers, gathering_loss, keeping_loss, looking_loss
+from remanence.train.losses import ANSWER, TEXT, targets
+from remanence.train.memory import MemoryBatch, read_memories
 from remanence.types import ExplicitMemory
 
 NONE = torch.tensor([], dtype=torch.long)
@@ -70,8 +74,7 @@ def test_gathering_is_the_share_on_shared_words() -> None:
 
 def kept(weight_BLGT: torch.Tensor, num_kept: int = 1) -> float:
     value_RT = torch.tensor([[True, True, False, False], [False, False, False, False]])
-    hints = Hints(NONE, NONE, NONE, NONE, value_RT, NOTHING, NOTHING)
-    return float(keeping_loss(weight_BLGT, hints, num_kept))
+    return float(keeping_loss(weight_BLGT, value_RT, num_kept))
 
 
 def test_keeping_wants_every_answer_token_in_some_head() -> None:
@@ -87,7 +90,7 @@ def test_keeping_wants_every_answer_token_in_some_head() -> None:
 def test_keeping_pushes_a_token_that_no_head_keeps() -> None:
     weight_BLGT = torch.tensor([[[[9.0, 1, 1, 1], [9.0, 2, 1, 1]]], [[[1.0, 1, 1, 1]] * 2]], requires_grad=True)
     value_RT = torch.tensor([[True, True, False, False], [False, False, False, False]])
-    keeping_loss(weight_BLGT, Hints(NONE, NONE, NONE, NONE, value_RT, NOTHING, NOTHING), 1).backward()
+    keeping_loss(weight_BLGT, value_RT, 1).backward()
     assert weight_BLGT.grad is not None
     pushed = weight_BLGT.grad[0, 0, :, 1]
     assert bool((pushed < 0).all())
@@ -105,3 +108,22 @@ def test_the_gradient_of_choosing_is_there_only_when_it_is_asked_for() -> None:
     assert (plain.weight_BLGT.requires_grad, traced.weight_BLGT.requires_grad) == (False, True)
     torch.testing.assert_close(plain.weight_BLGT, traced.weight_BLGT.detach())
     torch.testing.assert_close(plain.index_BLGN, traced.index_BLGN)
+
+
+def test_writing_by_length_equals_writing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = from_transformers(tiny_model(), byte_tokenizer(), "tiny")
+    rng = Random(0)
+    references = [[[rng.randrange(3, 90) for _ in range(size)] for size in row] for row in ((12, 30, 17), (9, 25))]
+    answers = [references[0][1][20:23], references[1][1][3:6]]
+    rows = [
+        ([1, row[1][2], *answer, 10], [0, TEXT, *[ANSWER] * 4]) for row, answer in zip(references, answers, strict=True)
+    ]
+    packed = pack(rows, 8, 0)
+    hints = find_answers(references, packed.ids_BT.tolist(), packed.kind_BT.eq(ANSWER).tolist())
+    assert len(hints.told.row_F) == 2
+    batch, index_N = MemoryBatch(references, packed.ids_BT, packed.kind_BT, hints), targets(packed.kind_BT, 1)
+    found = []
+    for num_parts in (1, 3):
+        monkeypatch.setattr(memory_module, "PARTS", num_parts)
+        found.append(read_memories(lm, Memory3Config((0, 1), 8), batch, index_N, hint=True))
+    torch.testing.assert_close(found[0], found[1])

@@ -33,10 +33,13 @@ def random_subject(rng: Random, split: str, kind: str | None = None) -> Subject:
 
 
 def twin(rng: Random, subject: Subject, split: str) -> Subject:
-    """Another subject of the same kind; now and then a person with the same first name."""
-    first = subject.name.split(" ")[0]
-    if subject.kind == "person" and subject.short == first and first != subject.name and rng.random() < 0.2:
+    """Another subject of the same kind; now and then a person with the same first name, in training also the last."""
+    first, _, last = subject.name.partition(" ")
+    if subject.kind == "person" and subject.short == first and last and rng.random() < 0.2:
         return Subject("person", f"{first} {last_name(rng, split)}", subject.pronoun, first)
+    if split == "train" and subject.short and last and rng.random() < 0.25:
+        other = first_name(rng, split)
+        return Subject("person", f"{other} {last}", rng.choice(("she", "he")), other)
     return random_subject(rng, split, subject.kind)
 
 

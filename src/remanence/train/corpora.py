@@ -11,7 +11,7 @@ from pathlib import Path
 from remanence.data.babi import Story, read_babi
 from remanence.data.books import paragraphs, read_books
 from remanence.data.squad import Context, read_squad
-from remanence.data.wordlists import is_heldout
+from remanence.data.wordlists import is_heldout, words_of
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,16 @@ class Corpora:
     def lexicon(self) -> list[str]:
         """Lower-case words that occur at least five times, by the alphabet, but none that are kept for evaluation."""
         counts = Counter(word for text in self.paragraphs for word in re.findall(r"\b[a-z]{3,12}\b", text))
-        common = (word for word, count in counts.items() if count >= 5)
+        kept = {form for entry in words_of("verb", "heldout") for form in re.findall(r"\w+", entry)}
+        common = (word for word, count in counts.items() if count >= 5 and word not in kept)
         return sorted(word for word in common if not is_heldout(word) and not is_heldout(word.capitalize()))
+
+    @cached_property
+    def verbs(self) -> list[tuple[str, str]]:
+        """(base, past) of words of the lexicon that look like regular verbs."""
+        known = set(self.lexicon)
+        pairs = ((word, f"{word}d" if word.endswith("e") else f"{word}ed") for word in self.lexicon)
+        return [(base, past) for base, past in pairs if past in known]
 
 
 def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:

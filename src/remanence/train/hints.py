@@ -57,6 +57,13 @@ class Shared:
     def to(self, device: torch.device) -> Shared:
         return Shared(self.row_F.to(device), self.position_F.to(device), self.target_FT.to(device))
 
+    def of(self, rows: Sequence[int], width: int) -> Shared:
+        """The entries of these rows, numbered anew in this order, with only the first `width` tokens of each."""
+        same_FR = self.row_F[:, None] == torch.tensor(rows, device=self.row_F.device)
+        here_F = same_FR.any(1)
+        row_F = same_FR[here_F].int().argmax(1)
+        return Shared(row_F, self.position_F[here_F], self.target_FT[here_F, :width])
+
 
 def find_answers(
     references: Sequence[Sequence[list[int]]],
@@ -189,13 +196,13 @@ def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: in
     return owner_BS.to(example.device), token_BGS
 
 
-def keeping_loss(weight_BLGT: Tensor, hints: Hints, num_kept: int) -> Tensor:
+def keeping_loss(weight_BLGT: Tensor, value_RT: Tensor, num_kept: int) -> Tensor:
     """Mean of -log(chance that some head keeps the token) over answer tokens and layers.
 
-    `weight_BLGT`: attention received at the memory layers, with gradient; -inf at padding. A head's chance is soft
-    around the weight where its `num_kept` best end, so heads that keep the same tokens are pushed apart.
+    `weight_BLGT`: attention received at the memory layers, with gradient; -inf at padding. `value_RT`: answer
+    tokens. A head's chance is soft around the weight where its `num_kept` best end, so heads that keep the same
+    tokens are pushed apart.
     """
-    value_RT = hints.value_RT
     if not value_RT.any() or value_RT.shape[1] <= num_kept:
         return weight_BLGT.new_zeros(())
     log_BLGT = weight_BLGT.clamp(min=1e-6).log()

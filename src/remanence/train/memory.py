@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remanence.lm import seam
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Group, Memory3, Memory3Config, paper
+from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
 from remanence.train.batches import pack, plain_batch, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
@@ -20,9 +20,11 @@ from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers,
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
 from remanence.train.rows import Encoder, Row, draw_row, facts_row
+from remanence.types import ExplicitMemory
 
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
 KEPT = 8
+PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def read_memories(
     """
     method = Memory3(config)
     references = [ids for row in batch.references for ids in row]
-    written = method.write_together(lm, references, gradient=hint)
-    every = iter(method.split(written, [len(ids) for ids in references]))
+    parts = write_by_length(lm, method, references, gradient=hint)
+    found = {i: memory for part in parts for i, memory in zip(part.rows, part.memories, strict=True)}
+    every = (found[i] for i in range(len(references)))
     rows = [tuple(next(every) for _ in row) for row in batch.references]
     T = batch.ids_BT.shape[1]
     prefix = method.prefix(lm, [[Group(0, row)] for row in rows], [T] * len(rows))
@@ -81,12 +84,44 @@ def read_memories(
     logits_NV = logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
     if not hint:
         return logits_NV, logits_NV.new_zeros(())
-    assert written.weight_BLGT is not None
     num_lead, hints = len(method.prefix_ids(lm)), batch.hints
     looking = looking_loss(watch.seen[last], len(config.memory_layers) - 1, rows, num_lead, hints)
     gathering = gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked)
-    gathering = gathering + gathering_loss(written.seen[:-1], hints.told, num_lead)
-    return logits_NV, LOOK * looking + KEEP * keeping_loss(written.weight_BLGT, hints, KEPT) + GATHER * gathering
+    return logits_NV, LOOK * looking + GATHER * gathering + _writing_losses(parts, hints, num_lead)
+
+
+@dataclass(frozen=True)
+class Part:
+    """References of like length, written together: their numbers, what was seen, and their memories."""
+
+    rows: list[int]
+    written: Written
+    memories: list[ExplicitMemory]
+
+
+def write_by_length(lm: LM, method: Memory3, references: list[list[int]], *, gradient: bool) -> list[Part]:
+    """All references in a few passes, short ones apart from long ones: half of one pass would be padding."""
+    order = sorted(range(len(references)), key=lambda i: len(references[i]))
+    size = -(-len(order) // PARTS)
+    parts = []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        written = method.write_together(lm, [references[i] for i in rows], gradient=gradient)
+        parts.append(Part(rows, written, method.split(written, [len(references[i]) for i in rows])))
+    return parts
+
+
+def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
+    """Keeping and gathering while references are written: means over all parts."""
+    keeping, gathering = [], []
+    for part in parts:
+        assert part.written.weight_BLGT is not None
+        width = part.written.weight_BLGT.shape[-1]
+        value_RT, told = hints.value_RT[part.rows, :width], hints.told.of(part.rows, width)
+        keeping.append(keeping_loss(part.written.weight_BLGT, value_RT, KEPT) * value_RT.sum())
+        gathering.append(gathering_loss(part.written.seen[:-1], told, num_lead) * len(told.row_F))
+    kept = torch.stack(keeping).sum() / hints.value_RT.sum().clamp(min=1)
+    return KEEP * kept + GATHER * torch.stack(gathering).sum() / max(1, len(hints.told.row_F))
 
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:

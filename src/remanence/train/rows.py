@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from remanence.data.facts import TRAIN, sample_group
+from remanence.data.wordlists import words, words_of
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.tokenizer import generator_texts
 
-RENAMED_SHARE = 0.3
+RENAMED_SHARE = 0.6
 WORD = re.compile(r"[A-Za-z]{3,}")
 KEPT_WORDS = frozenset(
     "the and for with near under behind above next outside opposite beside because "
+    "what which who whose whom when where why how tell "
     "january february march april may june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday".split()
 )
-"""Words of answers that stay: without them the answer would not be of its kind."""
+"""Words that stay: without them the answer would not be of its kind."""
 
 
 @dataclass
@@ -53,7 +54,7 @@ def draw_row(rng: Random, phase: Phase, corpora: Corpora, vocab_size: int, split
             return make()
         pick -= share
     row = facts_row(rng, phase, split)
-    return renamed(rng, row, corpora.lexicon) if split == TRAIN else row
+    return renamed(rng, row, corpora) if split == TRAIN else row
 
 
 def facts_row(rng: Random, phase: Phase, split: str) -> Row:
@@ -67,16 +68,22 @@ def facts_row(rng: Random, phase: Phase, split: str) -> Row:
             return Row([passage.text for passage in example.passages], pairs)
 
 
-def renamed(rng: Random, row: Row, lexicon: Sequence[str], share: float = RENAMED_SHARE) -> Row:
-    """The row with some answers' words exchanged for others of any book, wherever they stand in it.
+def renamed(rng: Random, row: Row, corpora: Corpora, share: float = RENAMED_SHARE) -> Row:
+    """The row with some names, words of answers and verbs exchanged for others of any book, wherever they stand in it.
 
-    The generator's lists are short: without this a model learns them by heart and copies no word beyond them.
+    The generator's lists are short and each of their words is one token: without this a model learns them by
+    heart, and finds and copies no word beyond them, which has several tokens.
     """
-    if not lexicon:
+    if not corpora.lexicon:
         return row
-    answers = dict.fromkeys(answer for _, answer in row.pairs)
-    found = dict.fromkeys(word for answer in answers if rng.random() < share for word in WORD.findall(answer))
-    exchange = {word: _like(word, rng.choice(lexicon)) for word in found if word.lower() not in KEPT_WORDS}
+    found = [word for _, answer in row.pairs for word in WORD.findall(answer)]
+    found += [word for question, _ in row.pairs for word in _names(question)]
+    exchange = {
+        word: _like(word, rng.choice(corpora.lexicon))
+        for word in dict.fromkeys(found)
+        if word.lower() not in KEPT_WORDS and rng.random() < share
+    }
+    exchange |= _other_verbs(rng, row, corpora, share)
     if not exchange:
         return row
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, exchange)) + r")\b")
@@ -85,6 +92,35 @@ def renamed(rng: Random, row: Row, lexicon: Sequence[str], share: float = RENAME
         return pattern.sub(lambda match: exchange[match[0]], text)
 
     return Row([change(text) for text in row.references], [(change(q), change(a)) for q, a in row.pairs])
+
+
+def _names(question: str) -> list[str]:
+    """Its words that name a subject or an object: with a capital and not in front, or on a list of things."""
+    return [word for word in WORD.findall(question.partition(" ")[2]) if word[0].isupper() or word in things()]
+
+
+@cache
+def things() -> frozenset[str]:
+    """Words of the generator's things, animals and foods."""
+    sections = ("noun", "object", "object_one", "animal", "food", "event_noun")
+    return frozenset(word for name in sections for entry in words(name) for word in WORD.findall(entry))
+
+
+def _other_verbs(rng: Random, row: Row, corpora: Corpora, share: float) -> dict[str, str]:
+    """Both forms of the generator's verbs that the references have, to those of a verb of the books."""
+    told = {word for text in row.references for word in WORD.findall(text)}
+    exchange = {}
+    for base, past in verbs():
+        if past in told and corpora.verbs and rng.random() < share:
+            exchange[base], exchange[past] = rng.choice(corpora.verbs)
+    return exchange
+
+
+@cache
+def verbs() -> tuple[tuple[str, str], ...]:
+    """(base, past) of the verbs of training that are single words with two forms."""
+    forms = (tuple(entry.split("/")) for entry in words_of("verb", TRAIN) if " " not in entry)
+    return tuple((base, past) for base, past in forms if base != past)
 
 
 def _like(word: str, other: str) -> str:

@@ -1,0 +1,56 @@
+"""Training rows: what is exchanged for words of books, and that a row stays true to itself."""
+
+from __future__ import annotations
+
+from random import Random
+
+from remanence.data.squad import Context
+from remanence.data.wordlists import words_of
+from remanence.train.corpora import Corpora
+from remanence.train.recipes.nano import Phase
+from remanence.train.rows import Row, draw_row, renamed, things, verbs
+
+BOOK = "the lantern walked and walks; to embark is to be embarked, to linger is lingered. heat and heated. " * 5
+BOOKS = Corpora(paragraphs=[BOOK])
+NO_BOOKS = Corpora()
+
+
+def test_the_lexicon_has_no_word_that_is_kept_for_evaluation() -> None:
+    assert "heat/heated" in words_of("verb", "heldout")
+    assert {"lantern", "embark", "embarked"} <= set(BOOKS.lexicon)
+    assert not {"heat", "heated"} & set(BOOKS.lexicon)
+    assert BOOKS.verbs == [("embark", "embarked"), ("linger", "lingered")]
+
+
+def test_an_exchange_is_the_same_in_passage_question_and_answer() -> None:
+    row = Row(["Dora Keller painted the kettle in Fernton."], [("Who painted the kettle?", "Dora Keller")])
+    other = renamed(Random(1), row, BOOKS, share=1.0)
+    (text,), ((question, answer),) = other.references, other.pairs
+    assert text.startswith(f"{answer} ")
+    assert "Dora" not in answer
+    verb, thing = question.removeprefix("Who ").removesuffix("?").split(" the ")
+    assert f"{verb} the {thing} in Fernton." in text
+    assert ("paint", "painted") in verbs()
+    assert verb in {"embarked", "lingered"}
+    assert "kettle" in things() or thing == "kettle"
+
+
+def test_nothing_is_exchanged_without_books_or_by_chance_zero() -> None:
+    row = Row(["Dora Keller lives in Fernton."], [("Where does Dora Keller live?", "Fernton")])
+    assert renamed(Random(0), row, NO_BOOKS) == row
+    assert renamed(Random(0), row, BOOKS, share=0.0) == row
+
+
+def test_every_answer_stands_in_a_reference() -> None:
+    phase = Phase(0, 1, 208, (2, 5), 3, squad=0.1)
+    corpora = Corpora([Context("A dog barked. The cat slept.", (("What barked?", ("dog",)),))], [], [BOOK])
+    for seed in range(200):
+        row = draw_row(Random(seed), phase, corpora, 8192)
+        assert all(any(answer in text for text in row.references) for _, answer in row.pairs)
+
+
+def test_question_words_stay() -> None:
+    row = Row(["What Dora sent was tar."], [("Tell me: What did Dora send? Who knows What?", "tar")])
+    ((question, _),) = renamed(Random(0), row, BOOKS, share=1.0).pairs
+    assert question.startswith("Tell me: What did ")
+    assert question.endswith(" Who knows What?")
