@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -38,16 +39,32 @@ def overwrite(bank: Bank, table: str, column: str, value: str) -> None:
     bank._store._sync(table)
 
 
-@pytest.mark.parametrize("column", ["text", "source", "metadata", "checksum", "supersedes", "hash"])
+@pytest.mark.parametrize("column", ["text", "record"])
 def test_a_changed_text_row_is_never_returned(bank: Bank, column: str) -> None:
     id = add_one(bank, "Bob likes tea")
     overwrite(bank, "chunks", column, "tea")
-    reads = [lambda: bank.get([id]), bank.list, lambda: bank.forget([id])]
-    if column == "text":  # all that a search reads, and an id is made of it
-        reads += [lambda: bank.search_text("tea"), lambda: bank.texts([id])]
-    for read in reads:
+    for read in (lambda: bank.get([id]), bank.list, lambda: bank.search_text("tea"), lambda: bank.forget([id])):
         with pytest.raises(BankCorrupted, match=f"{id}.* -> "):
             read()
+    assert not bank.verify().ok
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "source", "metadata", "checksum", "supersedes", "hash"])
+def test_a_record_with_another_value_is_never_returned(bank: Bank, name: str) -> None:
+    id = add_one(bank, "Bob likes tea")
+    [record] = run(bank._store.existing("chunks").query().to_arrow())["record"].to_pylist()
+    overwrite(bank, "chunks", "record", json.dumps(json.loads(record) | {name: "tea"}))
+    with pytest.raises(BankCorrupted, match=f"{id}.* -> "):
+        bank.get([id])
+    assert not bank.verify().ok
+
+
+@pytest.mark.parametrize("column", ["source", "supersedes"])
+def test_a_column_that_differs_from_its_record_is_found(bank: Bank, column: str) -> None:
+    id = add_one(bank, "Bob likes tea")
+    whole = bank.get([id])
+    overwrite(bank, "chunks", column, "tea")
+    assert bank.get([id]) == whole
     assert not bank.verify().ok
 
 

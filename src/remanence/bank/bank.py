@@ -115,10 +115,6 @@ class Bank:
         """(id, BM25 score) of visible chunks that share a word with `query`, best first; any text is a query."""
         return self._search.text(query, limit)
 
-    def texts(self, ids: Sequence[str]) -> dict[str, str]:
-        """Id -> text of those that are live; what a search has just found is at hand."""
-        return self._search.texts(ids)
-
     def search_vector(self, vector_E: np.ndarray, embedder: str, limit: int = 20) -> Scored:
         """(id, cosine) of visible chunks, best first; [] where `embedder` has no vectors here."""
         return self._search.vector(vector_E, embedder, limit)

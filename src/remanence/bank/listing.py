@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from remanence.bank.rows import any_of, quote, rows_from_table
+from remanence.bank.rows import READ, any_of, quote, rows_from_table
 from remanence.bank.store import CHUNKS_TABLE
 from remanence.bank.tensors import held_ids, vectors_table
 from remanence.bank.texts import LOOKUP_ROWS, Scope
@@ -54,7 +54,9 @@ def iterate(scope: Scope, ids: Sequence[str]) -> Iterator[list[Chunk]]:
     for first in range(0, len(ids), LOOKUP_ROWS):
         part = ids[first : first + LOOKUP_ROWS]
         where = scope.where(any_of("id", part))
-        table = scope.store.read(CHUNKS_TABLE, lambda table, where=where: table.query().where(where).to_arrow(), None)
+        table = scope.store.read(
+            CHUNKS_TABLE, lambda table, where=where: table.query().where(where).select(READ).to_arrow(), None
+        )
         rows = {row.chunk.id: row.chunk for row in rows_from_table(table)} if table is not None else {}
         yield [rows[id] for id in part if id in rows]
 

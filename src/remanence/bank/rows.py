@@ -21,17 +21,16 @@ CHUNKS = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("num_tokens", pa.int32(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("end", pa.int64(), nullable=False),
-        pa.field("hash", pa.string(), nullable=False),
         pa.field("created", pa.float64(), nullable=False),
         pa.field("expires", pa.float64()),
         pa.field("supersedes", pa.string()),
         pa.field("hidden_until", pa.float64()),
-        pa.field("metadata", pa.string(), nullable=False),
-        pa.field("checksum", pa.string(), nullable=False),
+        pa.field("record", pa.string(), nullable=False),
     ]
 )
+"""`record` is the whole row but its text, with a checksum, as JSON; the columns before it are for conditions and sums."""
+READ = ["id", "text", "record"]
+"""All that reading a row takes: every further column costs Lance a further read from disk."""
 MEMORIES = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -76,12 +75,11 @@ class Row:
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
-    """The columns of `CHUNKS`; the checksum is over all others."""
+    """The columns of `CHUNKS`."""
     chunk = row.chunk
-    columns = {
+    fields = {
         "id": chunk.id,
         "namespace": chunk.namespace,
-        "text": chunk.text,
         "num_tokens": chunk.num_tokens,
         "source": chunk.source,
         "start": chunk.start,
@@ -91,26 +89,34 @@ def row_to_dict(row: Row) -> dict[str, Any]:
         "expires": None if chunk.expires is None else float(chunk.expires),
         "supersedes": chunk.supersedes,
         "hidden_until": row.hidden_until,
-        "metadata": json.dumps(dict(chunk.metadata), ensure_ascii=False, sort_keys=True),
+        "metadata": dict(chunk.metadata),
     }
-    return columns | {"checksum": _row_checksum(columns)}
+    record = json.dumps(fields | {"checksum": _checksum(fields, chunk.text)}, ensure_ascii=False)
+    return {name: fields[name] for name in CHUNKS.names if name in fields} | {"text": chunk.text, "record": record}
 
 
-def _row_checksum(columns: dict[str, Any]) -> str:
-    names = CHUNKS.names[:-1]
-    return digest(json.dumps([columns[name] for name in names], ensure_ascii=False))
+def _checksum(fields: dict[str, Any], text: str) -> str:
+    return digest(json.dumps(fields, ensure_ascii=False, sort_keys=True), text)
 
 
 def row_from_dict(columns: dict[str, Any]) -> Row:
-    """BankCorrupted where the checksum does not hold; then nothing of the row is used."""
-    if _row_checksum(columns) != columns["checksum"]:
+    """From the columns of `READ`; others are compared with the record.
+
+    BankCorrupted where the checksum does not hold or a column differs; then nothing of the row is used.
+    """
+    try:
+        fields = json.loads(columns["record"])
+        intact = fields.pop("checksum") == _checksum(fields, columns["text"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fields, intact = {}, False
+    if not intact or any(columns[name] != fields[name] for name in columns.keys() - {"text", "record"}):
         raise BankCorrupted(
             f"chunk {columns['id']!r} is not what was written: its checksum does not hold",
             "run `remanence bank verify`, then restore this bank from a copy or an export",
         )
-    fields = ("id", "namespace", "text", "num_tokens", "source", "start", "end", "created", "expires", "supersedes")
-    chunk = Chunk(**{name: columns[name] for name in fields}, metadata=json.loads(columns["metadata"]))
-    return Row(chunk, columns["hash"], columns["hidden_until"])
+    names = ("id", "namespace", "num_tokens", "source", "start", "end", "created", "expires", "supersedes", "metadata")
+    chunk = Chunk(text=columns["text"], **{name: fields[name] for name in names})
+    return Row(chunk, fields["hash"], fields["hidden_until"])
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:
@@ -118,7 +124,7 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
 
 
 def rows_from_table(table: pa.Table) -> list[Row]:
-    return [row_from_dict(columns) for columns in table.select(CHUNKS.names).to_pylist()]
+    return [row_from_dict(columns) for columns in table.select(READ).to_pylist()]
 
 
 def hidden_until(superseders: Sequence[Row]) -> float | None:

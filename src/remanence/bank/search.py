@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from remanence.bank.draft import chunk_id
-from remanence.bank.rows import quote
+from remanence.bank.rows import READ, quote, rows_from_table
 from remanence.bank.store import CHUNKS_TABLE, Table
 from remanence.bank.tensors import check_dim, vectors_table
 from remanence.bank.texts import Scope
-from remanence.errors import BankCorrupted, InputError
+from remanence.errors import InputError
 from remanence.types import Chunk
 
 Scored = list[tuple[str, float]]
@@ -52,7 +51,6 @@ class Search:
         self.scope, self.store = scope, scope.store
         self._sight = Sight(-1, False, {})
         self._chunks: tuple[int, dict[str, Chunk]] = (-1, {})
-        self._texts: tuple[int, dict[str, str]] = (-1, {})
 
     def sight(self) -> Sight:
         version = self.store.version(CHUNKS_TABLE)
@@ -80,13 +78,11 @@ class Search:
         match = MatchQuery(query[:MAX_QUERY_CHARS], "text")  # pyright: ignore[reportCallIssue] has defaults
 
         def search(table: Table, count: int, exact: bool) -> Any:
-            return table.query().nearest_to_text(match).select(["id", "text", "_score"]).limit(count)
+            return table.query().nearest_to_text(match).select([*READ, "_score"]).limit(count)
 
         def scored(found: pa.Table) -> Scored:
-            ids = found["id"].to_pylist()
-            texts = {id: self._checked(id, text) for id, text in zip(ids, found["text"].to_pylist(), strict=True)}
-            self._texts = self._held(self._texts, texts)
-            return list(zip(ids, found["_score"].to_pylist(), strict=True))
+            self.remember([row.chunk for row in rows_from_table(found)])
+            return list(zip(found["id"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
         return self._grow(CHUNKS_TABLE, search, scored, limit) if query.strip() else []
 
@@ -152,40 +148,19 @@ class Search:
             count, exact = (count * GROWTH, exact) if found.num_rows == count else (count, True)
         return []
 
-    # --- what was read, in RAM ----------------------------------------------------------------
-
-    def _held(self, old: tuple[int, dict[str, Any]], new: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """(version, by id), with `new` added; empty before where the version is another, or there are too many."""
-        version, held = old
-        if version != self._sight.version or len(held) > MAX_CACHED_CHUNKS:
-            held = {}
-        return self._sight.version, held | new
-
-    def _checked(self, id: str, text: str) -> str:
-        """The text, if it is the one that the id was made of: other columns, and their checksum, are not read."""
-        if chunk_id(self.scope.namespace, text) != id:
-            raise BankCorrupted(
-                f"chunk {id!r} is not what was written: its id is not that of its text",
-                "run `remanence bank verify`, then restore this bank from a copy or an export",
-            )
-        return text
+    # --- chunks that were read, in RAM --------------------------------------------------------
 
     def remember(self, chunks: list[Chunk]) -> None:
-        self._chunks = self._held(self._chunks, {chunk.id: chunk for chunk in chunks})
+        version, held = self._chunks
+        if version != self._sight.version or len(held) > MAX_CACHED_CHUNKS:
+            held = {}
+        held.update({chunk.id: chunk for chunk in chunks})
+        self._chunks = (self._sight.version, held)
 
     def remembered(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Those of `ids` that were read before, in the newest version, and have not expired since."""
-        return self._current(self._chunks, ids)
-
-    def texts(self, ids: Sequence[str]) -> dict[str, str]:
-        """See `Bank.texts`."""
-        found = self._current(self._texts, ids)
-        missing = [id for id in ids if id not in found]
-        return found | {id: row.chunk.text for id, row in self.scope.live(missing).items()}
-
-    def _current(self, held: tuple[int, dict[str, Any]], ids: Sequence[str]) -> dict[str, Any]:
         sight, now = self.sight(), self.scope.clock()
-        version, entries = held
+        version, held = self._chunks
         if version != sight.version:
             return {}
-        return {id: entries[id] for id in ids if id in entries and not sight.expired(id, now)}
+        return {id: held[id] for id in ids if id in held and not sight.expired(id, now)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remanence.bank.draft import Draft, check_draft, check_ids, content_hash
-from remanence.bank.rows import Row, any_of, hidden_until, quote, rows_from_table, rows_to_table
+from remanence.bank.rows import READ, Row, any_of, hidden_until, quote, rows_from_table, rows_to_table
 from remanence.bank.store import CHUNKS_TABLE, Store, Table
 from remanence.errors import BankError, InputError, UnknownChunk
 from remanence.types import Chunk
@@ -40,7 +40,9 @@ class Scope:
         for first in range(0, len(values), LOOKUP_ROWS):
             condition = any_of(column, values[first : first + LOOKUP_ROWS])
             table = self.store.read(
-                CHUNKS_TABLE, lambda table, condition=condition: table.query().where(condition).to_arrow(), None
+                CHUNKS_TABLE,
+                lambda table, condition=condition: table.query().where(condition).select(READ).to_arrow(),
+                None,
             )
             rows += rows_from_table(table) if table is not None else []
         return [row for row in rows if row.chunk.namespace == self.namespace]

@@ -17,7 +17,7 @@ from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.tokenizer import generator_texts
 
-RENAMED_SHARE = 0.6
+RENAMED_SHARE = 0.8
 WORD = re.compile(r"[A-Za-z]{3,}")
 KEPT_WORDS = frozenset(
     "the and for with near under behind above next outside opposite beside because "

@@ -51,7 +51,7 @@ WARMUP = (
     Phase(100, 17, 320, (2, 5), 3, drill=0.03, books=0.02, squad=0.06, babi=0.02),
 )
 
-CONTINUAL = (Phase(9000, 15, 208, (3, 5), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
+CONTINUAL = (Phase(9000, 16, 208, (2, 5), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Recipe:
     warmup: tuple[Phase, ...] = WARMUP
     continual: tuple[Phase, ...] = CONTINUAL
     plain_every: int = 8
-    dense_until: int = 1500
+    dense_until: int = 10_000
     continual_lr: float = 1.0
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
