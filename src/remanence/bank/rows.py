@@ -28,7 +28,7 @@ CHUNKS = pa.schema(
         pa.field("record", pa.string(), nullable=False),
     ]
 )
-"""`record` is the whole row but its text, with a checksum, as JSON; the columns before it are for conditions and sums."""
+"""`record` is the row but its text, with a checksum, as JSON; the columns before it serve conditions and sums."""
 READ = ["id", "text", "record"]
 """All that reading a row takes: every further column costs Lance a further read from disk."""
 MEMORIES = pa.schema(
