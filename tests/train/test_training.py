@@ -93,6 +93,25 @@ def test_continual_stage_follows_and_resumes(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_unproven")
+def test_a_control_run_never_sees_a_passage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(start(folder, tmp_path / "a"), "warmup", 2, False)
+    monkeypatch.setattr(memory, "read_memories", None)
+    monkeypatch.setattr(memory, "plain_batch", None)
+    run = start(folder, tmp_path / "a")
+    run_stage(run, "control", 4, False)
+    assert run.step == 4
+    assert checkpoint.load(tmp_path / "a" / "control").progress["stage"] == "control"
+
+
+@pytest.mark.usefixtures("_unproven")
+def test_evaluation_tells_memory_from_none(folder: Path, tmp_path: Path) -> None:
+    run = start(folder, tmp_path / "a")
+    found = memory.evaluate_memory(run, memory.reading_model(run), None, rows=2)
+    assert {"loss_memoryall", "loss_memory8", "loss_none", "memory8_exact", "heldout5_exact"} <= found.keys()
+    assert len({found["loss_memoryall"], found["loss_memory8"], found["loss_none"]}) == 3
+
+
+@pytest.mark.usefixtures("_unproven")
 def test_gradients_reach_the_writing(folder: Path, tmp_path: Path) -> None:
     run = start(folder, tmp_path / "a")
     lm = memory.reading_model(run)

@@ -13,7 +13,7 @@ from torch import Tensor
 from remanence.lm import seam
 from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
-from remanence.train.batches import pack, plain_batch, with_questions
+from remanence.train.batches import Batch, pack, plain_batch, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
@@ -137,20 +137,15 @@ def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -
 def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
     """Trains with memory until step `num_steps` of this stage; every `plain_every`-th step is without it.
 
-    All steps are without it in stage "control".
-    The learning rate falls to zero over the last `decay_share` of the steps.
+    In stage "control" no step has memory, nor passages as text: it learns the same questions and answers alone, as
+    the control of Memory³ Figure 11. The learning rate falls to zero over the last `decay_share` of the steps.
     """
     lm = reading_model(run)
     saved = time.monotonic()
     while run.step < num_steps:
         started = time.monotonic()
         phase = phase_at(run.recipe.continual, run.step)
-        if stage == "control" or run.step % run.recipe.plain_every == run.recipe.plain_every - 1:
-            losses, ids_BT = _plain_step(run, phase)
-        else:
-            batch = memory_batch(run, phase, f"{run.recipe.seed} memory {run.step}")
-            slots = None if run.step % 2 and run.step < run.recipe.dense_until else phase.slots
-            losses, ids_BT = memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
+        losses, ids_BT = _step(run, lm, phase, stage)
         losses.total.backward()
         run.optimizer.step(run.recipe.continual_lr * _rate(run, num_steps))
         finish_step(run, stage, losses, ids_BT, time.monotonic() - started)
@@ -160,6 +155,16 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
             save(run, stage)
             saved = time.monotonic()
     save(run, stage)
+
+
+def _step(run: Run, lm: LM, phase: Phase, stage: str) -> tuple[Losses, Tensor]:
+    if stage != "control" and run.step % run.recipe.plain_every == run.recipe.plain_every - 1:
+        return _plain_step(run, phase)
+    batch = memory_batch(run, phase, f"{run.recipe.seed} memory {run.step}")
+    if stage == "control":
+        return plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)), batch.ids_BT
+    slots = None if run.step % 2 and run.step < run.recipe.dense_until else phase.slots
+    return memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
 
 
 def reading_model(run: Run) -> LM:
@@ -191,18 +196,24 @@ def _rate(run: Run, num_steps: int) -> float:
 
 @torch.no_grad()
 def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict[str, float]:
-    """Exact match on held-out facts read from 5 memories (as trained now, and with the paper's 8 tokens)."""
+    """Exact match on held-out facts read from 5 memories (as trained now, and with the paper's 8 tokens).
+
+    `loss_*` is in nats per token of answers; "none": the same questions without memory.
+    """
     run.model.eval()
     found = {}
     phase = Phase(0, rows, 224, (5, 5), 3)
+    batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
+    index_N = targets(batch.kind_BT, 10**6)
     for kept in dict.fromkeys((slots, 8)):
-        batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
-        index_N = targets(batch.kind_BT, 10**6)
         with torch.autocast(lm.device.type, torch.bfloat16):
             logits_NV, _ = read_memories(lm, configured(lm, kept), batch, index_N)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
+        loss = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 0.0).answer
         name = f"memory{'all' if kept is None else kept}"
         found |= {f"{name}_token": round(token, 3), f"{name}_exact": round(whole, 3)}
+        found |= {f"loss_{name}": round(float(loss), 3)}
+    found["loss_none"] = round(float(plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)).answer), 3)
     found |= evaluate_plain(run, rows)
     run.model.train()
     return found
