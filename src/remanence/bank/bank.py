@@ -19,7 +19,7 @@ from remanence.bank.search import Search
 from remanence.bank.store import Store
 from remanence.bank.tensors import Memories
 from remanence.bank.texts import Scope
-from remanence.bank.usage import Usage
+from remanence.bank.usage import RecallCounts
 from remanence.bank.verification import Recompute
 from remanence.types import Chunk, ForgetReceipt, Memory
 
@@ -54,7 +54,7 @@ class Bank:
         self._scope = Scope(self._store, namespace, clock)
         self._memories = Memories(self._scope, ram_bytes)
         self._search = Search(self._scope)
-        self._usage = Usage(self._scope)
+        self._usage = RecallCounts(self._scope)
 
     @classmethod
     def open(

@@ -66,7 +66,7 @@ def compact(bank: Bank) -> CompactReceipt:
         num_orphans=sum(map(len, orphans.values())),
         bytes_before=before,
         bytes_after=compaction.disk_bytes(bank._store),
-        bytes_gone=True,
+        bytes_gone=compaction.is_clean(bank._store),
         seconds=time.perf_counter() - began,
     )
 

@@ -47,6 +47,14 @@ def rewrite(store: Store, name: str) -> None:
     store.make_indexes(name)
 
 
+def is_clean(store: Store) -> bool:
+    """Whether no table has an older version left, nor rows that were removed but not written anew."""
+    if store.folder is None:
+        return not store.meta.dirty
+    versions = [store.folder / f"{name}.lance" / "_versions" for name in store.meta.tables if store.exists(name)]
+    return not store.meta.dirty and all(len(list(folder.glob("*.manifest"))) == 1 for folder in versions)
+
+
 def orphans(scope: Scope) -> dict[str, set[str]]:
     """Per table of tensors, the ids of its rows in this namespace that have no chunk."""
     chunks = held_ids(scope, CHUNKS_TABLE)

@@ -16,7 +16,7 @@ from remanence.errors import BankError
 Count = tuple[int, float]
 
 
-class Usage:
+class RecallCounts:
     """A crash loses the counts since the last change of the bank, never more and never a chunk."""
 
     def __init__(self, scope: Scope) -> None:

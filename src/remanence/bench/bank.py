@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sqlite3
 import statistics
 import sys
@@ -272,7 +271,11 @@ def _times(name: str, seconds: list[float]) -> dict[str, float]:
     }
 
 
-def _peak_rss_bytes() -> int:
-    """Of this process until now: Python, PyTorch and the bank together."""
+def _peak_rss_bytes() -> int | None:
+    """Of this process until now: Python, PyTorch and the bank together; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
