@@ -73,7 +73,7 @@ def run(
         asked = _ask_bank(Path(name), questions)
         peak_rss_bytes = _peak_rss_bytes()
         plain = _ask_plain(Path(name), rows, questions)
-    bank = asked | built["bank"] | {"peak_rss_bytes": peak_rss_bytes}
+    bank: dict[str, Any] = {**asked, **built["bank"], "peak_rss_bytes": peak_rss_bytes}
     memmap = plain["numpy_memmap"] | built["numpy_memmap"]
     sqlite = plain["sqlite_fts5_numpy_memmap"] | built["sqlite_fts5_numpy_memmap"]
     ratios = {
