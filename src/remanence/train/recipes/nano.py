@@ -75,6 +75,6 @@ class Recipe:
     matrix_lr: float = 2e-3
     other_lr: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.4
+    decay_share: float = 0.6
     text_weight: float = 0.1
     clip_norm: float = 1.0
