@@ -152,7 +152,7 @@ def test_memory_is_read_again_while_generating(lm: rm.LM, monkeypatch: pytest.Mo
     with rm.Session(lm) as session:
         session.write(FACTS[0])
         search = session.retriever.search
-        monkeypatch.setattr(session.retriever, "search", lambda q, limit=5: queries.append(q) or search(q, limit=limit))
+        monkeypatch.setattr(session.retriever, "search", lambda q, *rest: queries.append(q) or search(q, *rest))
         session.generate(QUESTION, max_tokens=140)
     assert len(queries) == 3
     assert queries[0] == QUESTION

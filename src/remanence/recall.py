@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from remanence.errors import BankMismatch
+from remanence.errors import BankError, BankMismatch, UnknownChunk
 from remanence.lm.lm import LM
 from remanence.methods.base import Method
 from remanence.types import Chunk, Hit, Memory
@@ -33,16 +34,21 @@ class BankRecall:
         return [hit for hit in found if hit.chunk.id not in self.without][:limit]
 
     def _load(self, ids: list[str]) -> None:
+        """Ahead of `memories`, while the search still reads chunks; what cannot be loaded is told there."""
         ids = [id for id in ids if id not in self._loaded and id not in self.without]
-        loaded = self.bank.load(self.method.fingerprint(self.lm), ids)
-        self._loaded |= {id: memory for id, memory in zip(ids, loaded, strict=True) if memory is not None}
+        with suppress(BankError):
+            loaded = self.bank.load(self.method.fingerprint(self.lm), ids)
+            self._loaded |= {id: memory for id, memory in zip(ids, loaded, strict=True) if memory is not None}
 
     def memories(self, hits: Sequence[Hit]) -> list[Memory]:
         """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start, Memory³ §3.6)."""
         missing = {hit.chunk.id: hit.chunk for hit in hits if hit.chunk.id not in self._loaded}
         found = load_or_write(self.lm, self.method, self.bank, list(missing.values()))
         self._loaded |= zip(missing, found, strict=True)
-        return [self._loaded[hit.chunk.id] for hit in hits]
+        wanted = [self._loaded[hit.chunk.id] for hit in hits]
+        for hit in hits:
+            self._loaded.pop(hit.chunk.id, None)
+        return wanted
 
     def texts(self, limit_tokens: int) -> list[Hit]:
         hits, offset = [], 0
@@ -72,7 +78,10 @@ def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -
         description=describe(lm, method),
     )
     # Read back, so that the first recall sees what every later one sees: the bank rounds to its codec.
-    return [memory for memory in bank.load(fingerprint, ids) if memory is not None]
+    written = bank.load(fingerprint, ids)
+    if None in written:
+        raise UnknownChunk(f"chunk {ids[written.index(None)]!r} was forgotten meanwhile", "ask again")
+    return [memory for memory in written if memory is not None]
 
 
 def describe(lm: LM, method: Method) -> dict[str, str]:

@@ -95,7 +95,7 @@ def test_lost_files_are_told(disk_bank: Bank, tmp_path: Path) -> None:
     meta.unlink()
     with pytest.raises(BankError, match=r"meta\.json"):
         Bank.open(tmp_path / "bank")
-    meta.write_bytes(content.replace(b'"format": 1', b'"format": 2'))
+    meta.write_bytes(content.replace(b'"format": 2', b'"format": 3'))
     with pytest.raises(BankCorrupted, match=r"meta\.json .* -> "):
         Bank.open(tmp_path / "bank")
     meta.write_bytes(content)
@@ -107,7 +107,7 @@ def test_lost_files_are_told(disk_bank: Bank, tmp_path: Path) -> None:
 def test_a_later_format_says_upgrade(disk_bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_bank.close()
     monkeypatch.setattr("remanence.bank.meta.FORMAT", 0)
-    with pytest.raises(BankError, match=r"format 1, .* reads up to 0 -> use the remanence that wrote it"):
+    with pytest.raises(BankError, match=r"format 2, .* reads up to 0 -> use the remanence that wrote it"):
         Bank.open(tmp_path / "bank")
 
 

@@ -8,7 +8,7 @@ from remanence.data.squad import Context
 from remanence.data.wordlists import words_of
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
-from remanence.train.rows import Row, draw_row, renamed, things, verbs
+from remanence.train.rows import Row, draw_row, fixed_words, renamed, things, verbs
 
 BOOK = "the lantern walked and walks; to embark is to be embarked, to linger is lingered. heat and heated. " * 5
 BOOKS = Corpora(paragraphs=[BOOK])
@@ -30,9 +30,8 @@ def test_an_exchange_is_the_same_in_passage_question_and_answer() -> None:
     assert "Dora" not in answer
     verb, thing = question.removeprefix("Who ").removesuffix("?").split(" the ")
     assert f"{verb} the {thing} in Fernton." in text
-    assert ("paint", "painted") in verbs()
-    assert verb in {"embarked", "lingered"}
-    assert "kettle" in things() or thing == "kettle"
+    assert verb == "painted" or verb in {"embarked", "lingered"}
+    assert thing != "kettle"
 
 
 def test_nothing_is_exchanged_without_books_or_by_chance_zero() -> None:
@@ -47,6 +46,25 @@ def test_every_answer_stands_in_a_reference() -> None:
     for seed in range(200):
         row = draw_row(Random(seed), phase, corpora, 8192)
         assert all(any(answer in text for text in row.references) for _, answer in row.pairs)
+
+
+def test_words_of_wordings_and_units_stay() -> None:
+    asked = "How old is the kettle? Can you tell me the PIN of the kettle?"
+    row = Row(["The kettle is old, weighs 20 kilos and can boil."], [(asked, "20 kilos"), ("What can boil?", "kettle")])
+    other = renamed(Random(0), row, BOOKS, share=1.0)
+    thing = other.pairs[1][1]
+    assert thing != "kettle"
+    assert other.pairs[0] == (asked.replace("kettle", thing), "20 kilos")
+    assert not {"old", "can", "called"} & (things() | {form for pair in verbs() for form in pair}) - fixed_words()
+
+
+def test_no_two_words_become_one() -> None:
+    names = ["Dora", "Kelda", "Marek", "Tilda", "Pavel", "Yusuf"]
+    row = Row([f"{name} lives here." for name in names], [(f"Where does {name} live?", name) for name in names])
+    lexicon = Corpora(paragraphs=["alpha beta gamma delta omega kappa sigma theta lambda zeta " * 5])
+    for seed in range(20):
+        answers = [answer for _, answer in renamed(Random(seed), row, lexicon, share=0.7).pairs]
+        assert len(set(answers)) == len(names)
 
 
 def test_question_words_stay() -> None:

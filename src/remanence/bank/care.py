@@ -61,12 +61,13 @@ def compact(bank: Bank) -> CompactReceipt:
                 delete(bank._scope, name, bank._scope.where(any_of("id", part)))
         bank._usage.flush()
         compaction.compact_tables(bank._store)
+        bytes_gone = compaction.is_clean(bank._store)
     return CompactReceipt(
         num_expired=num_expired,
         num_orphans=sum(map(len, orphans.values())),
         bytes_before=before,
         bytes_after=compaction.disk_bytes(bank._store),
-        bytes_gone=compaction.is_clean(bank._store),
+        bytes_gone=bytes_gone,
         seconds=time.perf_counter() - began,
     )
 

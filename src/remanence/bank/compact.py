@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 
 import pyarrow as pa
 
 from remanence.bank.loop import run
 from remanence.bank.meta import OURS
-from remanence.bank.store import CHUNKS_TABLE, Store
+from remanence.bank.store import AT_ONCE, CHUNKS_TABLE, Store
 from remanence.bank.tensors import delete, held_ids
 from remanence.bank.texts import Scope
 
 BATCH_ROWS = 256
-AT_ONCE = timedelta(0)
 
 
 def compact_tables(store: Store) -> None:

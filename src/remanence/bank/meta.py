@@ -13,7 +13,7 @@ from remanence.bank.draft import digest
 from remanence.errors import BankCorrupted, BankError, InputError
 from remanence.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 FILE = "meta.json"
 OURS = {FILE, "bank.lock", "sums.txt"}
 
@@ -65,6 +65,9 @@ def read_meta(folder: Path) -> Meta | None:
         content = json.loads((folder / FILE).read_bytes())
         body = content["body"]
         intact = content["checksum"] == digest(json.dumps(body, sort_keys=True))
+        if intact and body["format"] < FORMAT:
+            problem = f"bank {str(folder)!r} has format {body['format']}, from before the first release"
+            raise BankError(problem, "export it with the remanence that wrote it, and import that into a new bank")
         if intact and body["format"] > FORMAT:
             problem = f"bank {str(folder)!r} has format {body['format']}, this remanence reads up to {FORMAT}"
             raise BankError(problem, "use the remanence that wrote it, or a later one")

@@ -29,6 +29,7 @@ CHUNKS = pa.schema(
     ]
 )
 """`record` is the row but its text, with a checksum, as JSON; the columns before it serve conditions and sums."""
+FIELDS = ("id", "namespace", "num_tokens", "source", "start", "end", "created", "expires", "supersedes", "metadata")
 READ = ["id", "text", "record"]
 """All that reading a row takes: every further column costs Lance a further read from disk."""
 MEMORIES = pa.schema(
@@ -107,16 +108,17 @@ def row_from_dict(columns: dict[str, Any]) -> Row:
     try:
         fields = json.loads(columns["record"])
         intact = fields.pop("checksum") == _checksum(fields, columns["text"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        fields, intact = {}, False
-    if not intact or any(columns[name] != fields[name] for name in columns.keys() - {"text", "record"}):
+        intact = intact and all(columns[name] == fields[name] for name in columns.keys() - {"text", "record"})
+        chunk = Chunk(text=columns["text"], **{name: fields[name] for name in FIELDS})
+        row = Row(chunk, fields["hash"], fields["hidden_until"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact, row = False, None
+    if not intact or row is None:
         raise BankCorrupted(
-            f"chunk {columns['id']!r} is not what was written: its checksum does not hold",
+            f"chunk {columns['id']!r} is not what was written: its checksum does not hold, or its columns differ",
             "run `remanence bank verify`, then restore this bank from a copy or an export",
         )
-    names = ("id", "namespace", "num_tokens", "source", "start", "end", "created", "expires", "supersedes", "metadata")
-    chunk = Chunk(text=columns["text"], **{name: fields[name] for name in names})
-    return Row(chunk, fields["hash"], fields["hidden_until"])
+    return row
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:

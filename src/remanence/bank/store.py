@@ -36,7 +36,7 @@ MIN_ROWS_FOR_VECTOR_INDEX = 20_000
 MAX_TABLES, BULK_ROWS = 10_000, 256
 RECENT_NS = 3_000_000_000
 """Coarser than the clock of any file system: a folder that changed earlier has not changed twice within one tick."""
-KEEP_VERSIONS = timedelta(minutes=5)
+AT_ONCE, KEEP_VERSIONS = timedelta(0), timedelta(minutes=5)
 """Long enough for a reader in another process to finish what it began."""
 
 
@@ -104,13 +104,14 @@ class Store:
         if name not in self.meta.tables:
             return None
         table, stamp = self._tables.get(name), self._stamp(name)
-        if table is not None and stamp == self._stamps.get(name, 0) and time.time_ns() - stamp > RECENT_NS:
+        settled = self.folder is None or time.time_ns() - stamp > RECENT_NS
+        if table is not None and stamp == self._stamps.get(name):
             return table
         if table is not None:
             await table.checkout_latest()
         elif name in await self._names():
             table = self._tables[name] = await self._db.open_table(name)
-        self._stamps[name] = stamp
+        self._stamps[name] = stamp if settled else 0
         return table
 
     def _stamp(self, name: str) -> int:
@@ -161,10 +162,12 @@ class Store:
     def version(self, name: str) -> int:
         """Grows with every change of the table, whoever made it; 0 where there is none."""
         stamp, seen = self._stamp(name), self._versions.get(name)
-        if self.folder and seen and seen[0] == stamp and time.time_ns() - stamp > RECENT_NS:
+        if seen and seen[0] == stamp:
             return seen[1]
+        settled = self.folder is not None and time.time_ns() - stamp > RECENT_NS
         version = self.read(name, lambda table: table.version(), 0)
-        self._versions[name] = (stamp, version)
+        if settled:  # no later change can have this stamp
+            self._versions[name] = (stamp, version)
         return version
 
     # --- writing ------------------------------------------------------------------------------
@@ -277,6 +280,8 @@ class Store:
             warnings.filterwarnings("ignore", message=".*cleanup_older_than.*", category=UserWarning)
             run(table.optimize(cleanup_older_than=keep, delete_unverified=True))  # no other writer: we hold the lock
             self.make_indexes(name)
+            if keep == AT_ONCE:  # the versions before those indexes, too
+                run(table.optimize(cleanup_older_than=keep, delete_unverified=True))
         self._loose[name] = [0, 0]
         trim()
 

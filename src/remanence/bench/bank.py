@@ -193,7 +193,7 @@ def _questions(first: int, texts: list[str], vectors: np.ndarray, chosen: set[in
 def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
     """Through the same retriever that sessions use, on a bank opened anew: memories are loaded while it reads chunks.
 
-    `load_*` is the same loading once more, alone.
+    `load_*` is that loading, beside the reading of chunks.
     """
     began = time.perf_counter()
     with Bank.open(folder / "bank", ram_bytes=0) as bank:
@@ -204,13 +204,10 @@ def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
             retriever = Retriever(bank, Asked(question.vector_E), threshold=Threshold(0.0, -1.0))
             loaded: dict[str, Any] = {}
             began = time.perf_counter()
-            hits = retriever.search(question.text, NUM_HITS, _loading(bank, loaded))
+            hits = retriever.search(question.text, NUM_HITS, _loading(bank, loaded, loads))
             memories = [loaded[hit.chunk.id] for hit in hits]
             totals.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
-            began = time.perf_counter()
-            bank.load(FINGERPRINT, [hit.chunk.id for hit in hits])
-            loads.append(time.perf_counter() - began)
             assert all(memory is not None for memory in memories), "a memory that was written must be there"
             num_right += any(hit.chunk.text.endswith(f" row{question.row}") for hit in hits)
     return {
@@ -223,8 +220,13 @@ def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
     }
 
 
-def _loading(bank: Bank, loaded: dict[str, Any]) -> Callable[[list[str]], None]:
-    return lambda ids: loaded.update(zip(ids, bank.load(FINGERPRINT, ids), strict=True))
+def _loading(bank: Bank, loaded: dict[str, Any], seconds: list[float]) -> Callable[[list[str]], None]:
+    def load(ids: list[str]) -> None:
+        began = time.perf_counter()
+        loaded.update(zip(ids, bank.load(FINGERPRINT, ids), strict=True))
+        seconds.append(time.perf_counter() - began)
+
+    return load
 
 
 def _ask_plain(folder: Path, rows: int, questions: list[Question]) -> dict[str, dict[str, float]]:

@@ -54,8 +54,8 @@ class SameReferences:
         self.retriever = session.retriever
         self.hits = [Hit(chunk, 1.0) for chunk in session.bank.get(ids)]
 
-    def search(self, query: str, limit: int = 5) -> list[Hit]:
-        self.retriever.search(query, limit)
+    def search(self, query: str, limit: int = 5, beside: Callable[[list[str]], Any] | None = None) -> list[Hit]:
+        self.retriever.search(query, limit, beside)
         return self.hits[:limit]
 
 

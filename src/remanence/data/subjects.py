@@ -38,8 +38,9 @@ def twin(rng: Random, subject: Subject, split: str) -> Subject:
     if subject.kind == "person" and subject.short == first and last and rng.random() < 0.2:
         return Subject("person", f"{first} {last_name(rng, split)}", subject.pronoun, first)
     if split == "train" and subject.short and last and rng.random() < 0.25:
-        other = first_name(rng, split)
-        return Subject("person", f"{other} {last}", rng.choice(("she", "he")), other)
+        gender, pronoun = rng.choice((("firstname_f", "she"), ("firstname_m", "he")))
+        other = rng.choice(words_of(gender, split))
+        return Subject("person", f"{other} {last}", pronoun, other)
     return random_subject(rng, split, subject.kind)
 
 

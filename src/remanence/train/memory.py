@@ -163,7 +163,7 @@ def _step(run: Run, lm: LM, phase: Phase, stage: str) -> tuple[Losses, Tensor]:
     batch = memory_batch(run, phase, f"{run.recipe.seed} memory {run.step}")
     if stage == "control":
         return plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)), batch.ids_BT
-    slots = None if run.step % 2 and run.step < run.recipe.dense_until else phase.slots
+    slots = None if run.step % 2 else phase.slots
     return memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from random import Random
@@ -12,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from remanence.data.facts import TRAIN, sample_group
+from remanence.data.phrasings import KINDS, attributes
 from remanence.data.wordlists import words, words_of
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
@@ -21,7 +23,7 @@ RENAMED_SHARE = 0.8
 WORD = re.compile(r"[A-Za-z]{3,}")
 KEPT_WORDS = frozenset(
     "the and for with near under behind above next outside opposite beside because "
-    "what which who whose whom when where why how tell "
+    "what which who whose whom when where why how tell miles per hour knots "
     "january february march april may june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday".split()
 )
@@ -69,21 +71,24 @@ def facts_row(rng: Random, phase: Phase, split: str) -> Row:
 
 
 def renamed(rng: Random, row: Row, corpora: Corpora, share: float = RENAMED_SHARE) -> Row:
-    """The row with some names, words of answers and verbs exchanged for others of any book, wherever they stand in it.
+    """The row with names, words of answers and verbs exchanged for others of any book, wherever they stand in it.
 
     The generator's lists are short and each of their words is one token: without this a model learns them by
-    heart, and finds and copies no word beyond them, which has several tokens.
+    heart, and finds and copies no word beyond them, which has several tokens. What words wordings are made of stays.
     """
     if not corpora.lexicon:
         return row
     found = [word for _, answer in row.pairs for word in WORD.findall(answer)]
     found += [word for question, _ in row.pairs for word in _names(question)]
-    exchange = {
-        word: _like(word, rng.choice(corpora.lexicon))
-        for word in dict.fromkeys(found)
-        if word.lower() not in KEPT_WORDS and rng.random() < share
-    }
-    exchange |= _other_verbs(rng, row, corpora, share)
+    told = {word for text in row.references for word in WORD.findall(text)}
+    taken = {word.lower() for word in told}
+    exchange: dict[str, str] = {}
+    for word in dict.fromkeys(found):
+        if word.lower() not in fixed_words() and rng.random() < share:
+            exchange[word] = _like(word, _other(rng, corpora.lexicon, taken))
+    for base, past in verbs():
+        if past in told and corpora.verbs and rng.random() < share:
+            exchange[base], exchange[past] = rng.choice(corpora.verbs)
     if not exchange:
         return row
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, exchange)) + r")\b")
@@ -94,33 +99,41 @@ def renamed(rng: Random, row: Row, corpora: Corpora, share: float = RENAMED_SHAR
     return Row([change(text) for text in row.references], [(change(q), change(a)) for q, a in row.pairs])
 
 
+def _other(rng: Random, lexicon: Sequence[str], taken: set[str]) -> str:
+    """A word that the row does not have yet, if one of ten is; marks it as taken."""
+    drawn = [rng.choice(lexicon) for _ in range(10)]
+    word = next((word for word in drawn if word not in taken), drawn[0])
+    taken.add(word)
+    return word
+
+
 def _names(question: str) -> list[str]:
     """Its words that name a subject or an object: with a capital and not in front, or on a list of things."""
     return [word for word in WORD.findall(question.partition(" ")[2]) if word[0].isupper() or word in things()]
 
 
 @cache
+def fixed_words() -> frozenset[str]:
+    """Lower-case words that stay: those of wordings and units, and `KEPT_WORDS`."""
+    sections = ("unit_weight", "unit_length", "currency")
+    texts = [entry for name in sections for entry in words(name)]
+    for attribute in (attribute for kind in KINDS for attribute in attributes(kind)):
+        texts += [*attribute.train.states, *attribute.train.asks, *attribute.train.asks_subject]
+    return KEPT_WORDS | {word.lower() for text in texts for word in WORD.findall(text)}
+
+
+@cache
 def things() -> frozenset[str]:
-    """Words of the generator's things, animals and foods."""
+    """The generator's things, animals and foods that are one word."""
     sections = ("noun", "object", "object_one", "animal", "food", "event_noun")
-    return frozenset(word for name in sections for entry in words(name) for word in WORD.findall(entry))
-
-
-def _other_verbs(rng: Random, row: Row, corpora: Corpora, share: float) -> dict[str, str]:
-    """Both forms of the generator's verbs that the references have, to those of a verb of the books."""
-    told = {word for text in row.references for word in WORD.findall(text)}
-    exchange = {}
-    for base, past in verbs():
-        if past in told and corpora.verbs and rng.random() < share:
-            exchange[base], exchange[past] = rng.choice(corpora.verbs)
-    return exchange
+    return frozenset(entry for name in sections for entry in words(name) if WORD.fullmatch(entry))
 
 
 @cache
 def verbs() -> tuple[tuple[str, str], ...]:
-    """(base, past) of the verbs of training that are single words with two forms."""
+    """(base, past) of the verbs of training that are single words of two forms, and words of no wording."""
     forms = (tuple(entry.split("/")) for entry in words_of("verb", TRAIN) if " " not in entry)
-    return tuple((base, past) for base, past in forms if base != past)
+    return tuple((base, past) for base, past in forms if base != past and not {base, past} & fixed_words())
 
 
 def _like(word: str, other: str) -> str:

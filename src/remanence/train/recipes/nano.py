@@ -59,7 +59,7 @@ class Recipe:
     """Everything that a run depends on besides the data folder.
 
     Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
-    passages as text, and up to step `dense_until` every second step keeps all tokens. `decay_share` is the part
+    passages as text, and every second of the others keeps all tokens. `decay_share` is the part
     of the second stage over which they fall.
     """
 
@@ -68,7 +68,6 @@ class Recipe:
     warmup: tuple[Phase, ...] = WARMUP
     continual: tuple[Phase, ...] = CONTINUAL
     plain_every: int = 8
-    dense_until: int = 10_000
     continual_lr: float = 1.0
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
