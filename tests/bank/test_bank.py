@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,27 @@ def test_usage_counts_recalls_and_survives(disk_bank: Bank, tmp_path: Path, cloc
         bank.forget([two])
         assert bank.usage() == {one: (3, NOON + 5)}
         assert bank.stats().num_recalls == 3
+
+
+def test_another_writer_is_seen_though_the_clock_of_the_disk_is_coarse(tmp_path: Path) -> None:
+    versions = tmp_path / "bank" / "chunks.lance" / "_versions"
+    with Bank.open(tmp_path / "bank") as reader, Bank.open(tmp_path / "bank") as writer:
+        (id, _), *_ = writer.add([draft("a first text")])
+        before = versions.stat()
+        assert reader.get([id])
+        writer.forget([id])
+        os.utime(versions, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(UnknownChunk):
+            reader.get([id])
+
+
+def test_a_version_that_has_settled_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remanence.bank.store.RECENT_NS", -1)
+    with Bank.open(tmp_path / "bank") as reader, Bank.open(tmp_path / "bank") as writer:
+        writer.add([draft("a first text")])
+        version = reader._store.version("chunks")
+        with monkeypatch.context() as patched:
+            patched.setattr(reader._store, "read", None)
+            assert reader._store.version("chunks") == version
+        writer.add([draft("a second text")])
+        assert reader._store.version("chunks") > version

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from remanence.bank import Bank
+from remanence.bank import compact as compaction
 from remanence.errors import UnknownChunk
 from remanence.types import ExplicitMemory
 
@@ -139,3 +140,19 @@ def test_another_namespace_keeps_its_copy(disk_bank: Bank, tmp_path: Path) -> No
         disk_bank.compact()
         assert other.get([theirs])[0].text == "an equal text"
         assert other.search_text("equal")[0][0] == theirs
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_compaction_leaves_one_version_of_every_table(
+    disk_bank: Bank, monkeypatch: pytest.MonkeyPatch, indexed: bool
+) -> None:
+    monkeypatch.setattr("remanence.bank.store.MIN_ROWS_FOR_VECTOR_INDEX", 300 if indexed else 10**6)
+    ids = [id for id, _ in disk_bank.add([draft(f"text {number}") for number in range(400)])]
+    disk_bank.put_vectors("e", ids, np.random.default_rng(0).standard_normal((400, 8), dtype=np.float32))
+    disk_bank.forget(ids[:3])
+    assert not compaction.is_clean(disk_bank._store)
+    assert disk_bank.compact().bytes_gone
+    disk_bank.add([draft("one more")])
+    assert not compaction.is_clean(disk_bank._store)
+    assert disk_bank.compact().bytes_gone
+    assert len(disk_bank.search_vector(np.ones(8), "e", 5)) == 5

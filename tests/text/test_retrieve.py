@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from remanence.errors import InputError
+from remanence.errors import InputError, UnknownChunk
 from remanence.text.retrieve import Retriever, Threshold, fuse
 
 from .colours import ColourEmbedder, bank_of
@@ -129,3 +129,36 @@ def test_wrong_arguments():
         retriever(kind="fuzzy")
     with pytest.raises(InputError, match="has no embedder"):
         retriever(kind="dense")
+
+
+def test_beside_is_called_with_the_hits_while_they_are_read():
+    asked: list[list[str]] = []
+    searcher = retriever(ColourEmbedder())
+    found = searcher.search("Which navy coat does Otto own?", beside=asked.append)
+    assert asked == [[hit.chunk.id for hit in found]]
+    assert found == searcher.search("Which navy coat does Otto own?")
+
+
+def test_an_error_beside_arrives():
+    def fail(ids: list[str]) -> None:
+        raise RuntimeError("beside")
+
+    with pytest.raises(RuntimeError, match="beside"):
+        retriever().search("Port Ellery", beside=fail)
+
+
+def test_a_chunk_that_goes_meanwhile_gives_its_place_to_the_next(monkeypatch):
+    found = retriever()
+    first, second = found.search("Port Ellery", limit=2)
+    read = found.bank.get
+    calls: list[list[str]] = []
+
+    def get(ids):
+        if len(ids) > 1 or ids == [first.chunk.id]:
+            calls.append(list(ids))
+        if len(calls) > 1 and first.chunk.id in ids:
+            raise UnknownChunk("gone", "look elsewhere")
+        return read(ids)
+
+    monkeypatch.setattr(found.bank, "get", get)
+    assert [hit.chunk.id for hit in found.search("Port Ellery", limit=1)] == [second.chunk.id]

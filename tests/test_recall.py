@@ -1,0 +1,53 @@
+"""`BankRecall`: memories are loaded while the search reads chunks, and nothing is told or kept too early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import remanence as rm
+from remanence.bank.loop import run
+from remanence.errors import BankCorrupted
+from remanence.lm.lm import from_transformers
+from remanence.lm.tiny import byte_tokenizer, tiny_model
+from remanence.recall import BankRecall
+
+TEXTS = ("The tower of Port Ellery has 94 steps.", "Port Ellery smells of tar.", "Otto owns a navy coat.")
+QUESTION = "How many steps has the tower of Port Ellery?"
+
+
+@pytest.fixture
+def session():
+    with rm.Session(from_transformers(tiny_model(), byte_tokenizer(), "tiny")) as session:
+        for text in TEXTS:
+            session.write(text)
+        yield session
+
+
+def reader(session: rm.Session, without: tuple[str, ...] = ()) -> BankRecall:
+    return BankRecall(session.lm, session.method, session.bank, session.retriever, without)
+
+
+def test_memories_loaded_ahead_are_those_of_the_bank(session: rm.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = reader(session)
+    hits = recall.hits(QUESTION, 2)
+    expected = session.bank.load(session.fingerprint, [hit.chunk.id for hit in hits])
+    with monkeypatch.context() as patched:
+        patched.setattr(session.bank, "load", None)
+        found = recall.memories(hits)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.key_LGND, other.key_LGND)
+    assert recall._loaded == {}, "nothing is kept beside the bank's own cache"
+
+
+def test_a_damaged_memory_is_told_when_it_is_needed(session: rm.Session) -> None:
+    first, second = (hit.chunk.id for hit in reader(session).hits(QUESTION, 2))
+    [table] = session.bank._store.meta.of_kind("memories")
+    run(session.bank._store.existing(table).update({"codec": "fp32"}, where=f"id = '{first}'"))
+    recall = reader(session, without=(first,))
+    assert [hit.chunk.id for hit in recall.hits(QUESTION, 1)] == [second]
+    assert len(recall.memories(recall.hits(QUESTION, 1))) == 1
+    damaged = reader(session)
+    hits = damaged.hits(QUESTION, 1)
+    with pytest.raises(BankCorrupted, match=first):
+        damaged.memories(hits)
