@@ -1,4 +1,4 @@
-"""Draws the loss curves of a run's log: both stages, and where memory was switched on and made sparse."""
+"""Draws the loss curves of a run's log: both stages, the control, and where memory was switched on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from remanence.errors import InputError, MissingExtra
-from remanence.train.recipes.nano import Phase, Recipe
 
 
 def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
@@ -26,7 +25,7 @@ def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return stages
 
 
-def draw(log: Path, picture: Path, recipe: Recipe | None = None) -> None:
+def draw(log: Path, picture: Path) -> None:
     """Writes a PNG: loss on answers (nats per token) over steps, the stages one after the other."""
     try:
         from matplotlib.figure import Figure
@@ -43,19 +42,10 @@ def draw(log: Path, picture: Path, recipe: Recipe | None = None) -> None:
         axes.plot([start + step for step, _ in points], [loss for _, loss in points], color=colour, label=stage)
         if stage == "warmup":
             start = points[-1][0]
-    for step, phase in _starts((recipe or Recipe()).continual):
-        kept = "all tokens" if phase.slots is None else f"{phase.slots} per head"
-        axes.axvline(start + step, color="tab:red", linewidth=0.6)
-        axes.annotate(f"memory: {kept}, {phase.facts} facts", (start + step, axes.get_ylim()[1]), rotation=90, va="top")
+    if start:
+        axes.axvline(start, color="tab:red", linewidth=0.6)
+        axes.annotate("memory from here", (start, axes.get_ylim()[1]), rotation=90, va="top")
     axes.set_xlabel("step")
     axes.set_ylabel("loss on answers (nats per token)")
     axes.legend(loc="upper right")
     figure.savefig(picture, dpi=110)
-
-
-def _starts(phases: tuple[Phase, ...]) -> list[tuple[int, Phase]]:
-    found, step = [], 0
-    for phase in phases:
-        found.append((step, phase))
-        step += phase.num_steps
-    return found
