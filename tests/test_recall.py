@@ -7,7 +7,7 @@ import torch
 
 import remanence as rm
 from remanence.bank.loop import run
-from remanence.errors import BankCorrupted
+from remanence.errors import BankCorrupted, UnknownChunk
 from remanence.lm.lm import from_transformers
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.recall import BankRecall
@@ -38,6 +38,15 @@ def test_memories_loaded_ahead_are_those_of_the_bank(session: rm.Session, monkey
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.key_LGND, other.key_LGND)
     assert recall._loaded == {}, "nothing is kept beside the bank's own cache"
+
+
+def test_a_chunk_that_is_forgotten_meanwhile_is_named(session: rm.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = reader(session)
+    hits = recall.hits(QUESTION, 1)
+    recall._loaded.clear()
+    monkeypatch.setattr(session.bank, "load", lambda fingerprint, ids: [None] * len(ids))
+    with pytest.raises(UnknownChunk, match=f"{hits[0].chunk.id}.*forgotten meanwhile"):
+        recall.memories(hits)
 
 
 def test_a_damaged_memory_is_told_when_it_is_needed(session: rm.Session) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
@@ -189,3 +190,7 @@ def test_a_run_can_start_with_the_weights_of_a_folder(folder: Path, tmp_path: Pa
     run_stage(second, "continual", 1, False)
     with pytest.raises(InputError, match="cannot start with the weights"):
         start_run(replace(TINY, shape=replace(SHAPE, width=16)), None, tmp_path / "c", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match="is not in both"):
+        start_run(TINY, None, tmp_path / "d", tmp_path / "model")

@@ -36,7 +36,8 @@ MIN_ROWS_FOR_VECTOR_INDEX = 20_000
 MAX_TABLES, BULK_ROWS = 10_000, 256
 RECENT_NS = 3_000_000_000
 """Coarser than the clock of any file system: a folder that changed earlier has not changed twice within one tick."""
-AT_ONCE, KEEP_VERSIONS = timedelta(0), timedelta(minutes=5)
+AT_ONCE = timedelta(0)
+KEEP_VERSIONS = timedelta(minutes=5)
 """Long enough for a reader in another process to finish what it began."""
 
 
@@ -55,9 +56,8 @@ class Store:
         limit_arenas()
         for variable in ("LANCE_LOG", "LANCEDB_LOG"):  # else notes to Lance's developers land on stderr
             os.environ.setdefault(variable, "error")
-        os.environ.setdefault(
-            "LANCE_CPU_THREADS", str(max(2, os.cpu_count() or 1))
-        )  # by itself it leaves two cores idle
+        # By itself Lance keeps cores for reading; a bank's queries are nearly all computing (docs/notebook.md).
+        os.environ.setdefault("LANCE_CPU_THREADS", str(max(2, os.cpu_count() or 1)))
         try:
             import lancedb
         except ImportError:

@@ -56,8 +56,11 @@ def start_run(
 def load_model(model: LlamaForCausalLM, folder: Path) -> None:
     """The weights of a model folder, into a model of the recipe's shape. InputError where they do not fit."""
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        found = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        others = {*found.missing_keys, *found.unexpected_keys} - {"lm_head.weight"}  # tied to the embeddings
+        if others:
+            raise ValueError(f"{min(others)} is not in both")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         problem = f"cannot start with the weights of {str(folder)!r}: {str(error).splitlines()[0]}"
         raise InputError(problem, "give a folder that `remanence train` exported with this recipe") from error
 
