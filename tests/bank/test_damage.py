@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from remanence.bank import Bank
 from remanence.bank.loop import run
+from remanence.bank.rows import MEMORIES
 from remanence.bank.seal import MUTABLE
+from remanence.bank.tensors import HEAD
 from remanence.errors import BankCorrupted, BankError, InputError
 
 from .helpers import FINGERPRINT, add_one, draft, make_memory
@@ -43,7 +46,10 @@ def overwrite(bank: Bank, table: str, column: str, value: str) -> None:
 def test_a_changed_text_row_is_never_returned(bank: Bank, column: str) -> None:
     id = add_one(bank, "Bob likes tea")
     overwrite(bank, "chunks", column, "tea")
-    for read in (lambda: bank.get([id]), bank.list, lambda: bank.search_text("tea"), lambda: bank.forget([id])):
+    reads = [lambda: bank.get([id]), bank.list, lambda: bank.forget([id])]
+    if column == "text":  # of a record a search reads nothing
+        reads.append(lambda: bank.search_text("tea"))
+    for read in reads:
         with pytest.raises(BankCorrupted, match=f"{id}.* -> "):
             read()
     assert not bank.verify().ok
@@ -78,7 +84,9 @@ def test_a_changed_memory_is_never_returned(bank: Bank, column: str, value: obje
         run(lance.update({"id": "swap"}, where=f"id = '{one}'"))
         run(lance.update({"id": one}, where=f"id = '{two}'"))
     elif isinstance(value, bytes):
-        run(lance.update(updates_sql={column: f"X'{value.hex()}'"}))
+        [head] = run(lance.query().where(f"id = '{one}'").select(HEAD[:-1]).to_arrow()).to_pylist()
+        change = pa.Table.from_pylist([head | {column: value}], schema=MEMORIES)
+        run(lance.merge_insert("id").when_matched_update_all().execute(change))
     else:
         overwrite(bank, table, column, value)
     with pytest.raises(BankCorrupted, match=f"{one}.*checksum.* -> "):
@@ -95,7 +103,7 @@ def test_lost_files_are_told(disk_bank: Bank, tmp_path: Path) -> None:
     meta.unlink()
     with pytest.raises(BankError, match=r"meta\.json"):
         Bank.open(tmp_path / "bank")
-    meta.write_bytes(content.replace(b'"format": 2', b'"format": 3'))
+    meta.write_bytes(content.replace(b'"format": 3', b'"format": 4'))
     with pytest.raises(BankCorrupted, match=r"meta\.json .* -> "):
         Bank.open(tmp_path / "bank")
     meta.write_bytes(content)
@@ -107,7 +115,7 @@ def test_lost_files_are_told(disk_bank: Bank, tmp_path: Path) -> None:
 def test_a_later_format_says_upgrade(disk_bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_bank.close()
     monkeypatch.setattr("remanence.bank.meta.FORMAT", 0)
-    with pytest.raises(BankError, match=r"format 2, .* reads up to 0 -> use the remanence that wrote it"):
+    with pytest.raises(BankError, match=r"format 3, .* reads up to 0 -> use the remanence that wrote it"):
         Bank.open(tmp_path / "bank")
 
 

@@ -15,8 +15,10 @@ from remanence.bank import care, listing, tensors, texts, transfer, verification
 from remanence.bank.draft import Draft, check_namespace, chunk_id
 from remanence.bank.meta import TextIndex
 from remanence.bank.reports import BankStats, CompactReceipt, VerifyReport
+from remanence.bank.resident import Resident
+from remanence.bank.rows import READ
 from remanence.bank.search import Search
-from remanence.bank.store import Store
+from remanence.bank.store import CHUNKS_TABLE, Store
 from remanence.bank.tensors import Memories
 from remanence.bank.texts import Scope
 from remanence.bank.usage import RecallCounts
@@ -51,7 +53,7 @@ class Bank:
     ) -> None:
         self.path, self.namespace = folder, check_namespace(namespace)
         self._store = Store(folder, lock_seconds, text_index)
-        self._scope = Scope(self._store, namespace, clock)
+        self._scope = Scope(self._store, namespace, clock, Resident(self._store, CHUNKS_TABLE, READ))
         self._memories = Memories(self._scope, ram_bytes)
         self._search = Search(self._scope)
         self._usage = RecallCounts(self._scope)
@@ -101,6 +103,13 @@ class Bank:
             self._search.remember([*read.values()])
             found |= read
         return [found[id] for id in ids]
+
+    def texts(self, ids: Sequence[str]) -> dict[str, str]:
+        """Id -> text of those of `ids` that are live; quick for what `search_text` has just found."""
+        found = self._search.texts(ids)
+        missing = [id for id in ids if id not in found]
+        live = self._scope.live(missing) if missing else {}
+        return found | {id: row.chunk.text for id, row in live.items()}
 
     def list(
         self, limit: int | None = None, offset: int = 0, source: str | None = None, *, include_superseded: bool = False

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from remanence.bank import compact as compaction
 from remanence.bank import listing, texts
 from remanence.bank.reports import BankStats, CompactReceipt
 from remanence.bank.rows import any_of
-from remanence.bank.store import CHUNKS_TABLE
-from remanence.bank.tensors import delete
+from remanence.bank.store import CHUNKS_TABLE, Table
+from remanence.bank.tensors import HEAD, delete, memories_table, with_payloads
 from remanence.types import ForgetReceipt
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def _remove(bank: Bank, ids: list[str]) -> int:
     bank._memories.cache.discard(ids)
     if ids:
         texts.remove(bank._scope, ids)
+    bank._search.forget()
     return num_memories
 
 
@@ -119,9 +120,11 @@ def _bytes_per_memory(bank: Bank, counts: dict[str, int]) -> float:
     """Mean over the first hundred payloads of the fingerprint with most memories; 0 where there is none."""
     if not counts:
         return 0.0
-    from remanence.bank.tensors import memories_table
-
     name, where = memories_table(max(counts, key=counts.__getitem__)), bank._scope.where()
-    table = bank._store.read(name, lambda t: t.query().where(where).select(["payload"]).limit(100).to_arrow(), None)
-    sizes = [len(payload) for payload in table["payload"].to_pylist()] if table is not None else []
+
+    async def read(table: Table) -> list[dict[str, Any]]:
+        heads = await table.query().where(where).select(HEAD).limit(100).to_arrow()
+        return await with_payloads(table, heads.to_pylist())
+
+    sizes = [len(row["payload"]) for row in bank._store.read(name, read, [])]
     return sum(sizes) / len(sizes) if sizes else 0.0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import pyarrow as pa
 
 from remanence.bank.loop import run
 from remanence.bank.meta import OURS
-from remanence.bank.store import AT_ONCE, CHUNKS_TABLE, Store
-from remanence.bank.tensors import delete, held_ids
+from remanence.bank.rows import MEMORIES
+from remanence.bank.store import AT_ONCE, CHUNKS_TABLE, Store, Table
+from remanence.bank.tensors import HEAD, delete, held_ids, with_payloads
 from remanence.bank.texts import Scope
 
 BATCH_ROWS = 256
@@ -32,16 +35,28 @@ def compact_tables(store: Store) -> None:
 
 def rewrite(store: Store, name: str) -> None:
     """The rows that are left, streamed into new files; all indexes are made anew from them."""
+    has_blobs = name in store.meta.of_kind("memories")
     table = store.existing(name)
+    schema = MEMORIES if has_blobs else run(table.schema())
     if store.folder is None:
-        run(table.add(run(table.query().to_arrow()), mode="overwrite"))
+        found = run(table.query().select(HEAD if has_blobs else schema.names).to_arrow()).to_batches(BATCH_ROWS)
+        rows = pa.Table.from_batches(_whole(table, found) if has_blobs else found, schema)
+        run(table.add(rows, mode="overwrite"))
     else:
         import lancedb
 
-        table = lancedb.connect(str(store.folder)).open_table(name)  # its rows stream, those of a coroutine do not
-        batches = table.search().to_batches(batch_size=BATCH_ROWS)
-        table.add(pa.RecordBatchReader.from_batches(table.schema, batches), mode="overwrite")
+        writer = lancedb.connect(str(store.folder)).open_table(name)  # its rows stream, those of a coroutine do not
+        found = writer.search().select(HEAD if has_blobs else schema.names).to_batches(batch_size=BATCH_ROWS)
+        rows = _whole(table, found) if has_blobs else found
+        writer.add(pa.RecordBatchReader.from_batches(schema, rows), mode="overwrite")
     store.make_indexes(name)
+
+
+def _whole(table: Table, heads: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of `MEMORIES`: a query gives no payloads."""
+    for batch in heads:
+        rows = run(with_payloads(table, batch.to_pylist()))
+        yield pa.RecordBatch.from_pylist([{name: row[name] for name in MEMORIES.names} for row in rows], MEMORIES)
 
 
 def is_clean(store: Store) -> bool:

@@ -13,7 +13,7 @@ from remanence.bank.draft import digest
 from remanence.errors import BankCorrupted, BankError, InputError
 from remanence.files import write_whole
 
-FORMAT = 2
+FORMAT = 3
 FILE = "meta.json"
 OURS = {FILE, "bank.lock", "sums.txt"}
 

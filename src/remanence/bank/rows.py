@@ -38,9 +38,10 @@ MEMORIES = pa.schema(
         pa.field("namespace", pa.string(), nullable=False),
         pa.field("codec", pa.string(), nullable=False),
         pa.field("checksum", pa.string(), nullable=False),
-        pa.field("payload", pa.large_binary(), nullable=False),
+        pa.field("payload", pa.large_binary(), nullable=False, metadata={"lance-encoding:blob": "true"}),
     ]
 )
+"""Of a blob Lance's queries give only where it lies: `Table.fetch_blobs` reads it, without a plan."""
 USAGE = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -114,11 +115,15 @@ def row_from_dict(columns: dict[str, Any]) -> Row:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact, row = False, None
     if not intact or row is None:
-        raise BankCorrupted(
-            f"chunk {columns['id']!r} is not what was written: its checksum does not hold, or its columns differ",
-            "run `remanence bank verify`, then restore this bank from a copy or an export",
-        )
+        raise corrupted(columns["id"])
     return row
+
+
+def corrupted(id: str) -> BankCorrupted:
+    return BankCorrupted(
+        f"chunk {id!r} is not what was written: its checksum does not hold, or its columns differ",
+        "run `remanence bank verify`, then restore this bank from a copy or an export",
+    )
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:

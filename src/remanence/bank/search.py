@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from remanence.bank.rows import READ, quote, rows_from_table
+from remanence.bank.draft import chunk_id
+from remanence.bank.resident import ADDRESS, Resident, Rows
+from remanence.bank.rows import corrupted, quote
 from remanence.bank.store import CHUNKS_TABLE, Table
 from remanence.bank.tensors import check_dim, vectors_table
 from remanence.bank.texts import Scope
@@ -44,13 +47,22 @@ class Sight:
         return sum(not self.visible(id, now) for id in self.limits)
 
 
+def _told(found: pa.Table, rows: Rows | None, columns: list[str]) -> list[dict[str, Any]]:
+    """What was found, with `columns`; KeyError where `rows` are of another version."""
+    if rows is None:
+        return found.select(columns).to_pylist()
+    return rows.read(rows.by_addresses(found[ADDRESS].to_pylist()), columns)
+
+
 class Search:
     """Searches of one namespace; keeps what it learned until another version of the table comes."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope, self.store = scope, scope.store
+        self._addresses: dict[str, Resident] = {}
         self._sight = Sight(-1, False, {})
         self._chunks: tuple[int, dict[str, Chunk]] = (-1, {})
+        self._texts: tuple[int, dict[str, str]] = (-1, {})
 
     def sight(self) -> Sight:
         version = self.store.version(CHUNKS_TABLE)
@@ -77,14 +89,20 @@ class Search:
 
         match = MatchQuery(query[:MAX_QUERY_CHARS], "text")  # pyright: ignore[reportCallIssue] has defaults
 
-        def search(table: Table, count: int, exact: bool) -> Any:
-            return table.query().nearest_to_text(match).select([*READ, "_score"]).limit(count)
+        def search(rows: Rows | None, limit: int) -> Scored:
+            columns = [*(["id", "text"] if rows is None else [ADDRESS]), "_score"]
 
-        def scored(found: pa.Table) -> Scored:
-            self.remember([row.chunk for row in rows_from_table(found)])
-            return list(zip(found["id"].to_pylist(), found["_score"].to_pylist(), strict=True))
+            def ask(table: Table, count: int, exact: bool) -> Any:
+                return table.query().nearest_to_text(match).select(columns).limit(count)
 
-        return self._grow(CHUNKS_TABLE, search, scored, limit) if query.strip() else []
+            def scored(found: pa.Table) -> Scored:
+                told = _told(found, rows, ["id", "text"])
+                self._remember_texts({row["id"]: row["text"] for row in told})
+                return list(zip([row["id"] for row in told], found["_score"].to_pylist(), strict=True))
+
+            return self._grow(CHUNKS_TABLE, ask, scored, limit)
+
+        return self._with_rows(self.scope.resident, search, limit) if query.strip() else []
 
     def vector(self, vector_E: np.ndarray, embedder: str, limit: int) -> Scored:
         """See `Bank.search_vector`."""
@@ -94,15 +112,31 @@ class Search:
         if not np.isfinite(vector_E).all() or not vector_E.any():
             raise InputError("the vector to search for is zero, NaN or infinite", "check the embedder")
 
-        def search(table: Table, count: int, exact: bool) -> Any:
-            query = table.query().nearest_to(vector_E).column("vector").distance_type("cosine")
-            query = query.bypass_vector_index() if exact else query.nprobes(NUM_PROBES)
-            return query.select(["id", "_distance"]).limit(count)
+        def search(rows: Rows | None, limit: int) -> Scored:
+            columns = ["id" if rows is None else ADDRESS, "_distance"]
 
-        def scored(found: pa.Table) -> Scored:
-            return [(row["id"], 1.0 - row["_distance"]) for row in found.to_pylist()]
+            def ask(table: Table, count: int, exact: bool) -> Any:
+                query = table.query().nearest_to(vector_E).column("vector").distance_type("cosine")
+                query = query.bypass_vector_index() if exact else query.nprobes(NUM_PROBES)
+                return query.select(columns).limit(count)
 
-        return self._grow(name, search, scored, limit)
+            def scored(found: pa.Table) -> Scored:
+                ids = [row["id"] for row in _told(found, rows, ["id"])]
+                return [(id, 1.0 - far) for id, far in zip(ids, found["_distance"].to_pylist(), strict=True)]
+
+            return self._grow(name, ask, scored, limit)
+
+        return self._with_rows(self._addresses.setdefault(name, Resident(self.store, name, ["id"])), search, limit)
+
+    def _with_rows(self, resident: Resident, search: Callable[[Rows | None, int], Scored], limit: int) -> Scored:
+        """A search that asks only for addresses of rows in RAM; as without them where others have come since.
+
+        Lance never gives an address to another row: one that is known is that row still.
+        """
+        rows = resident.rows(self.store.version(resident.name))
+        with suppress(KeyError):
+            return search(rows, limit)
+        return search(None, limit)
 
     def _ask(
         self, name: str, search: Callable[[Table, int, bool], Any], count: int, exact: bool, alone: bool
@@ -148,7 +182,32 @@ class Search:
             count, exact = (count * GROWTH, exact) if found.num_rows == count else (count, True)
         return []
 
-    # --- chunks that were read, in RAM --------------------------------------------------------
+    def forget(self) -> None:
+        """Drops all that was read."""
+        self._chunks, self._texts = (-1, {}), (-1, {})
+        self.scope.resident.clear()
+        self._addresses.clear()
+
+    # --- what was read, in RAM ----------------------------------------------------------------
+
+    def _remember_texts(self, texts: dict[str, str]) -> None:
+        """A search reads no records; the id, which is the hash of the text, shows whether the text is intact."""
+        for id, text in texts.items():
+            if chunk_id(self.scope.namespace, text) != id:
+                raise corrupted(id)
+        version, held = self._texts
+        if version != self._sight.version or len(held) > MAX_CACHED_CHUNKS:
+            held = {}
+        held.update(texts)
+        self._texts = (self._sight.version, held)
+
+    def texts(self, ids: Sequence[str]) -> dict[str, str]:
+        """Of those of `ids` that a text search of the newest version found, and that have not expired since."""
+        sight, now = self.sight(), self.scope.clock()
+        version, held = self._texts
+        if version != sight.version:
+            return {}
+        return {id: held[id] for id in ids if id in held and not sight.expired(id, now)}
 
     def remember(self, chunks: list[Chunk]) -> None:
         version, held = self._chunks

@@ -13,13 +13,17 @@ import pyarrow as pa
 from remanence.bank.cache import MemoryCache
 from remanence.bank.codec import check_codec, decode, encode
 from remanence.bank.draft import digest
+from remanence.bank.resident import ADDRESS, Resident
 from remanence.bank.rows import MEMORIES, any_of, vectors_schema
+from remanence.bank.store import Table
 from remanence.bank.texts import Scope, known
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.types import Memory
 
 PAYLOAD_ROWS = 512
 """Memories per commit: bounds the RAM of a long write."""
+HEAD = [*MEMORIES.names[:-1], ADDRESS]
+"""All of a memory's row but its payload."""
 
 
 def memories_table(fingerprint: str) -> str:
@@ -45,6 +49,7 @@ class Memories:
         self.scope, self.store = scope, scope.store
         self.cache = MemoryCache(ram_bytes)
         self._versions: dict[str, int] = {}
+        self._heads: dict[str, Resident] = {}
 
     # --- fingerprints -------------------------------------------------------------------------
 
@@ -132,11 +137,14 @@ class Memories:
     def read(self, fingerprint: str, ids: Sequence[str]) -> dict[str, Memory]:
         """From disk, by id, past the RAM cache; those that are not there are left out."""
         name = memories_table(fingerprint)
-        condition = any_of("id", ids)
-        table = self.store.read(name, lambda table: table.query().where(condition).to_arrow(), None)
-        rows = table.to_pylist() if table is not None else []
+        held = self._resident(name).rows(self.store.version(name))
+        heads = None if held is None else held.read([*held.by_ids(dict.fromkeys(ids)).values()], HEAD)
+        rows = self.store.read(name, lambda table: _read(table, heads, any_of("id", ids)), [])
         mine = [row for row in rows if row["namespace"] == self.scope.namespace]
         return {row["id"]: decode_row(row, fingerprint) for row in mine}
+
+    def _resident(self, name: str) -> Resident:
+        return self._heads.setdefault(name, Resident(self.store, name, HEAD[:-1]))
 
     def missing(self, fingerprint: str, ids: Sequence[str]) -> list[str]:
         held = held_ids(self.scope, memories_table(check_fingerprint(fingerprint)), ids)
@@ -153,6 +161,21 @@ class Memories:
             elif count:
                 delete(self.scope, name, self.scope.where())
         return count
+
+
+async def _read(table: Table, heads: list[dict[str, Any]] | None, condition: str) -> list[dict[str, Any]]:
+    """Rows whose heads are known, else those that meet `condition`."""
+    if heads is not None:
+        return await with_payloads(table, heads)
+    return await with_payloads(table, (await table.query().where(condition).select(HEAD).to_arrow()).to_pylist())
+
+
+async def with_payloads(table: Table, heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole rows of `MEMORIES`, from dicts of `HEAD`."""
+    if not heads:
+        return []
+    payloads = await table.fetch_blobs("payload", [head[ADDRESS] for head in heads])
+    return [head | {"payload": payload} for head, payload in zip(heads, payloads.to_pylist(), strict=True)]
 
 
 def describe(description: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from remanence.bank.draft import Draft, check_draft, check_ids, content_hash
-from remanence.bank.rows import READ, Row, any_of, hidden_until, quote, rows_from_table, rows_to_table
+from remanence.bank.resident import Resident
+from remanence.bank.rows import READ, Row, any_of, hidden_until, quote, row_from_dict, rows_from_table, rows_to_table
 from remanence.bank.store import CHUNKS_TABLE, Store, Table
 from remanence.errors import BankError, InputError, UnknownChunk
 from remanence.types import Chunk
@@ -26,6 +27,7 @@ class Scope:
     store: Store
     namespace: str
     clock: Callable[[], float]
+    resident: Resident
 
     def where(self, condition: str = "") -> str:
         mine = f"namespace = {quote(self.namespace)}"
@@ -37,6 +39,10 @@ class Scope:
         Few rows have the value, so the namespace is compared here: its index would list the whole namespace.
         """
         values, rows = list(values), []
+        held = self.resident.rows(self.store.version(CHUNKS_TABLE)) if column == "id" else None
+        if held is not None:
+            found = held.read([*held.by_ids(values).values()], READ)
+            return [row for row in map(row_from_dict, found) if row.chunk.namespace == self.namespace]
         for first in range(0, len(values), LOOKUP_ROWS):
             condition = any_of(column, values[first : first + LOOKUP_ROWS])
             table = self.store.read(

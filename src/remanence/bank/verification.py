@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from remanence.bank.codec import largest_difference
 from remanence.bank.compact import orphans
 from remanence.bank.draft import content_hash
@@ -17,8 +15,8 @@ from remanence.bank.listing import live_ids
 from remanence.bank.loop import run
 from remanence.bank.reports import VerifyReport
 from remanence.bank.rows import row_from_dict
-from remanence.bank.store import CHUNKS_TABLE, Store
-from remanence.bank.tensors import decode_row, held_ids, memories_table
+from remanence.bank.store import CHUNKS_TABLE, Store, Table
+from remanence.bank.tensors import HEAD, decode_row, held_ids, memories_table, with_payloads
 from remanence.errors import BankError, InputError
 from remanence.types import Chunk, Memory
 
@@ -64,8 +62,8 @@ def _count(bank: Bank, name: str) -> int:
 def _check_rows(bank: Bank, name: str, problem: Callable[[dict[str, Any]], str | None], problems: list[str]) -> int:
     """Reads every row of this namespace once, a batch at a time; returns how many."""
     num_rows, ids = 0, set()
-    for batch in _batches(bank._store, name, bank._scope.where()):
-        for row in batch.to_pylist():
+    for rows in _batches(bank._store, name, bank._scope.where()):
+        for row in rows:
             num_rows += 1
             if row["id"] in ids:
                 problems.append(f"{name}: {row['id']!r} is there twice")
@@ -75,11 +73,18 @@ def _check_rows(bank: Bank, name: str, problem: Callable[[dict[str, Any]], str |
     return num_rows
 
 
-def _batches(store: Store, name: str, where: str) -> Iterator[pa.RecordBatch]:
-    reader = store.read(name, lambda table: table.query().where(where).to_batches(max_batch_length=BATCH_ROWS), None)
+def _batches(store: Store, name: str, where: str) -> Iterator[list[dict[str, Any]]]:
+    has_blobs = name in store.meta.of_kind("memories")
+
+    async def begin(table: Table) -> tuple[Table, Any]:
+        query = table.query().where(where)
+        return table, await (query.select(HEAD) if has_blobs else query).to_batches(max_batch_length=BATCH_ROWS)
+
+    table, reader = store.read(name, begin, (None, None))
     with guard(store.name):
         while reader is not None and (batch := run(anext(reader, None))) is not None:
-            yield batch
+            rows = batch.to_pylist()
+            yield run(with_payloads(table, rows)) if has_blobs else rows
 
 
 def _chunk_problem(columns: dict[str, Any]) -> str | None:

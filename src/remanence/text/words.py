@@ -94,21 +94,23 @@ def _is_name(match: re.Match[str]) -> bool:
     return first.isdigit() or (first.isupper() and not SENTENCE_START.search(match.string[: match.start()][-8:]))
 
 
-def all_words(text: str) -> frozenset[str]:
-    """Everything in `text` that a content word can equal."""
+def all_words(text: str, pairs: bool = True) -> set[str]:
+    """Everything in `text` that a content word can equal; without `pairs`, no two words side by side."""
     bare = plain(text)
     stems = [stem(word) for word in WORD.findall(bare)]
-    words = {*stems, *(f"{left} {right}" for left, right in pairwise(stems))}
-    for run in CJK_RUN.findall(bare):
+    words = set(stems)
+    if pairs:
+        words.update(f"{left} {right}" for left, right in pairwise(stems))
+    for run in () if bare.isascii() else CJK_RUN.findall(bare):
         words |= _pairs(run) | set(run)
-    return frozenset(words)
+    return words
 
 
 def coverage(wanted: dict[str, int], text: str) -> float:
     """Share of the wanted weight that occurs in `text`, from 0 to 1; 0 where nothing is wanted."""
     if not wanted:
         return 0.0
-    words = all_words(text)
+    words = all_words(text, pairs=any(" " in word for word in wanted))
     found = sum(weight for word, weight in wanted.items() if word in words)
     return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
 

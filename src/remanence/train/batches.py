@@ -13,7 +13,8 @@ from remanence.data.facts import TRAIN
 from remanence.train.corpora import Corpora
 from remanence.train.losses import ANSWER, TEXT
 from remanence.train.recipes.nano import Phase
-from remanence.train.rows import Encoder, Row, draw_row, facts_row
+from remanence.train.renaming import Row
+from remanence.train.rows import Encoder, draw_row, facts_row
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class Batch:
 def plain_batch(seed: int, step: int, phase: Phase, corpora: Corpora, encoder: Encoder, split: str = TRAIN) -> Batch:
     """Rows with the references as text in front: `<s>Reference: {p}\\n …<s>Question: {q}\\nAnswer: {a}\\n…`."""
     rng = Random(f"{seed} {step} {split}")
-    vocab_size = len(encoder.tokenizer)
-    rows = [draw_row(rng, phase, corpora, vocab_size, split) for _ in range(phase.rows)]
+    rows = [draw_row(rng, phase, corpora, encoder, split) for _ in range(phase.rows)]
     return pack([plain_row(row, encoder, phase.tokens) for row in rows], phase.tokens, encoder.pad)
 
 

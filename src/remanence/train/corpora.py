@@ -27,8 +27,13 @@ class Corpora:
         """Lower-case words that occur at least five times, by the alphabet, but none that are kept for evaluation."""
         counts = Counter(word for text in self.paragraphs for word in re.findall(r"\b[a-z]{3,12}\b", text))
         kept = {form for entry in words_of("verb", "heldout") for form in re.findall(r"\w+", entry)}
-        common = (word for word, count in counts.items() if count >= 5 and word not in kept)
-        return sorted(word for word in common if not is_heldout(word) and not is_heldout(word.capitalize()))
+        return _to_learn(counts, 5, kept)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Words with a capital inside a sentence at least three times, as `lexicon`."""
+        found = (re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,11}\b", text) for text in self.paragraphs)
+        return _to_learn(Counter(word for words in found for word in words), 3, set())
 
     @cached_property
     def verbs(self) -> list[tuple[str, str]]:
@@ -36,6 +41,11 @@ class Corpora:
         known = set(self.lexicon)
         pairs = ((word, f"{word}d" if word.endswith("e") else f"{word}ed") for word in self.lexicon)
         return [(base, past) for base, past in pairs if past in known]
+
+
+def _to_learn(counts: Counter[str], at_least: int, kept: set[str]) -> list[str]:
+    common = (word for word, count in counts.items() if count >= at_least and word not in kept)
+    return sorted(word for word in common if not is_heldout(word) and not is_heldout(word.capitalize()))
 
 
 def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:

@@ -19,7 +19,8 @@ from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, 
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
-from remanence.train.rows import Encoder, Row, draw_row, facts_row
+from remanence.train.renaming import Row
+from remanence.train.rows import Encoder, draw_row, facts_row
 from remanence.types import ExplicitMemory
 
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
@@ -44,9 +45,8 @@ def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> Mem
     """Rows of the phase that have references (books and drills are for plain steps)."""
     rng = Random(seed)
     only_references = replace(phase, drill=0.0, books=0.0)
-    vocab_size = len(run.encoder.tokenizer)
     if split == "train":
-        rows = [draw_row(rng, only_references, run.corpora, vocab_size) for _ in range(phase.rows)]
+        rows = [draw_row(rng, only_references, run.corpora, run.encoder) for _ in range(phase.rows)]
     else:
         rows = [facts_row(rng, phase, split) for _ in range(phase.rows)]
     return pack_memory(rows, phase.tokens, run.encoder).to(run.device)

@@ -4,50 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from random import Random
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from remanence.data.facts import TRAIN, sample_group
-from remanence.data.phrasings import KINDS, attributes
-from remanence.data.wordlists import words, words_of
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
+from remanence.train.renaming import Pieces, Row, renamed
 from remanence.train.tokenizer import generator_texts
 
-RENAMED_SHARE = 0.8
-WORD = re.compile(r"[A-Za-z]{3,}")
-KEPT_WORDS = frozenset(
-    "the and for with near under behind above next outside opposite beside because "
-    "what which who whose whom when where why how tell miles per hour knots "
-    "january february march april may june july august september october november december "
-    "monday tuesday wednesday thursday friday saturday sunday".split()
-)
-"""Words that stay: without them the answer would not be of its kind."""
 
-
-@dataclass
-class Row:
-    """Texts of one row before they become tokens: references, then (question, answer) pairs.
-
-    `plain` is a row without structure: a stretch of text that is learned as it stands; `ids` a ready row.
-    """
-
-    references: list[str] = field(default_factory=list)
-    pairs: list[tuple[str, str]] = field(default_factory=list)
-    plain: str = ""
-    ids: list[int] = field(default_factory=list)
-
-
-def draw_row(rng: Random, phase: Phase, corpora: Corpora, vocab_size: int, split: str = TRAIN) -> Row:
+def draw_row(rng: Random, phase: Phase, corpora: Corpora, encoder: Encoder, split: str = TRAIN) -> Row:
     """One row of the phase's mixture; an empty corpus gives its share to the generator."""
     pick = rng.random()
     for share, ready, make in (
-        (phase.drill, True, lambda: _drill(rng, phase.tokens, vocab_size)),
+        (phase.drill, True, lambda: _drill(rng, phase.tokens, len(encoder.tokenizer))),
         (phase.books, corpora.paragraphs, lambda: _book(rng, corpora)),
         (phase.squad, corpora.contexts, lambda: _squad(rng, phase, corpora)),
         (phase.babi, corpora.stories, lambda: _babi(rng, phase, corpora)),
@@ -56,7 +30,7 @@ def draw_row(rng: Random, phase: Phase, corpora: Corpora, vocab_size: int, split
             return make()
         pick -= share
     row = facts_row(rng, phase, split)
-    return renamed(rng, row, corpora) if split == TRAIN else row
+    return renamed(rng, row, corpora, encoder.pieces) if split == TRAIN else row
 
 
 def facts_row(rng: Random, phase: Phase, split: str) -> Row:
@@ -68,76 +42,6 @@ def facts_row(rng: Random, phase: Phase, split: str) -> Row:
         if example.questions:
             pairs = [(question.text, question.answer) for question in example.questions]
             return Row([passage.text for passage in example.passages], pairs)
-
-
-def renamed(rng: Random, row: Row, corpora: Corpora, share: float = RENAMED_SHARE) -> Row:
-    """The row with names, words of answers and verbs exchanged for others of any book, wherever they stand in it.
-
-    The generator's lists are short and each of their words is one token: without this a model learns them by
-    heart, and finds and copies no word beyond them, which has several tokens. What words wordings are made of stays.
-    """
-    if not corpora.lexicon:
-        return row
-    found = [word for _, answer in row.pairs for word in WORD.findall(answer)]
-    found += [word for question, _ in row.pairs for word in _names(question)]
-    told = {word for text in row.references for word in WORD.findall(text)}
-    taken = {word.lower() for word in told}
-    exchange: dict[str, str] = {}
-    for word in dict.fromkeys(found):
-        if word.lower() not in fixed_words() and rng.random() < share:
-            exchange[word] = _like(word, _other(rng, corpora.lexicon, taken))
-    for base, past in verbs():
-        if past in told and corpora.verbs and rng.random() < share:
-            exchange[base], exchange[past] = rng.choice(corpora.verbs)
-    if not exchange:
-        return row
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, exchange)) + r")\b")
-
-    def change(text: str) -> str:
-        return pattern.sub(lambda match: exchange[match[0]], text)
-
-    return Row([change(text) for text in row.references], [(change(q), change(a)) for q, a in row.pairs])
-
-
-def _other(rng: Random, lexicon: Sequence[str], taken: set[str]) -> str:
-    """A word that the row does not have yet, if one of ten is; marks it as taken."""
-    drawn = [rng.choice(lexicon) for _ in range(10)]
-    word = next((word for word in drawn if word not in taken), drawn[0])
-    taken.add(word)
-    return word
-
-
-def _names(question: str) -> list[str]:
-    """Its words that name a subject or an object: with a capital and not in front, or on a list of things."""
-    return [word for word in WORD.findall(question.partition(" ")[2]) if word[0].isupper() or word in things()]
-
-
-@cache
-def fixed_words() -> frozenset[str]:
-    """Lower-case words that stay: those of wordings and units, and `KEPT_WORDS`."""
-    sections = ("unit_weight", "unit_length", "currency")
-    texts = [entry for name in sections for entry in words(name)]
-    for attribute in (attribute for kind in KINDS for attribute in attributes(kind)):
-        texts += [*attribute.train.states, *attribute.train.asks, *attribute.train.asks_subject]
-    return KEPT_WORDS | {word.lower() for text in texts for word in WORD.findall(text)}
-
-
-@cache
-def things() -> frozenset[str]:
-    """The generator's things, animals and foods that are one word."""
-    sections = ("noun", "object", "object_one", "animal", "food", "event_noun")
-    return frozenset(entry for name in sections for entry in words(name) if WORD.fullmatch(entry))
-
-
-@cache
-def verbs() -> tuple[tuple[str, str], ...]:
-    """(base, past) of the verbs of training that are single words of two forms, and words of no wording."""
-    forms = (tuple(entry.split("/")) for entry in words_of("verb", TRAIN) if " " not in entry)
-    return tuple((base, past) for base, past in forms if base != past and not {base, past} & fixed_words())
-
-
-def _like(word: str, other: str) -> str:
-    return other.capitalize() if word[0].isupper() else other
 
 
 def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:
@@ -197,6 +101,15 @@ class Encoder:
         """Tokens that make up more than 0.15 % of the generator's text: no help in telling passages apart."""
         counts = Counter(token for ids in self(*generator_texts(0, 300)) for token in ids)
         return frozenset(token for token, count in counts.items() if count > 0.0015 * counts.total())
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The letters-only tokens of a byte-level vocabulary."""
+        tokens = sorted(self.tokenizer.get_vocab())
+        words = [token.removeprefix("Ġ") for token in tokens if token.startswith("Ġ")]
+        starts = [word for word in words if word.isascii() and word.isalpha()]
+        rests = [token for token in tokens if token.isascii() and token.isalpha() and token.islower()]
+        return Pieces([word for word in starts if word.islower()], [word for word in starts if word.istitle()], rests)
 
     def __call__(self, *texts: str) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), False)]

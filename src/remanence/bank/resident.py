@@ -1,0 +1,112 @@
+"""Rows of a table held in RAM once it is read again and again: where each stands, and for small tables what it says.
+
+A query of Lance plans for a millisecond before it reads; a recall that asks for ids, texts and rows one after
+another is mostly planning. Rows of one version are read in one go; any change of the table drops them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from remanence.bank.draft import ID
+from remanence.bank.store import Store, Table
+
+READS_BEFORE = 8
+"""A version is read so often before its rows are: a bank that is written all the time is not read whole each time."""
+LIMIT_BYTES, MAX_ROWS = 128 << 20, 500_000
+ADDRESS = "_rowid"
+"""Where Lance keeps a row, in one version of a table."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of one version, by id and by address. `place`: the number of a row in `table`."""
+
+    version: int
+    table: pa.Table
+    address_N: np.ndarray
+    by_address_N: np.ndarray
+    id_N: np.ndarray
+    by_id_N: np.ndarray
+
+    def by_ids(self, ids: Iterable[str]) -> dict[str, int]:
+        """Id -> place, of those that are there."""
+        ids = list(ids)
+        found = _places(self.id_N, self.by_id_N, _as_numbers(ids))
+        return {id: place for id, place in zip(ids, found, strict=True) if place >= 0}
+
+    def by_addresses(self, addresses: Sequence[int]) -> list[int]:
+        """Places; KeyError where this version has no such row."""
+        found = _places(self.address_N, self.by_address_N, np.array(addresses, dtype=np.uint64))
+        if -1 in found:
+            raise KeyError(addresses[found.index(-1)])
+        return found
+
+    def addresses(self, places: Iterable[int]) -> list[int]:
+        return [self.table[ADDRESS][place].as_py() for place in places]
+
+    def read(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        return [{name: self.table[name][place].as_py() for name in columns} for place in places]
+
+
+class Resident:
+    """The rows of table `name` with `columns` ("id" is one), for as long as it stays as it is."""
+
+    def __init__(self, store: Store, name: str, columns: Sequence[str]) -> None:
+        self.store, self.name, self.columns = store, name, list(columns)
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        self._rows: Rows | None = None
+        self._version, self._reads = -1, 0
+
+    def rows(self, version: int) -> Rows | None:
+        """Those of `version`; None until it was asked for often enough, and where they are too many."""
+        with self._lock:
+            if version != self._version:
+                self._rows, self._version, self._reads = None, version, 0
+            self._reads += 1
+            if self._reads == READS_BEFORE and version:
+                self._rows = self._load(version)
+            return self._rows
+
+    def _load(self, version: int) -> Rows | None:
+        async def read(table: Table) -> pa.Table | None:
+            if await table.version() != version or await table.count_rows() > MAX_ROWS:
+                return None
+            batches, num_bytes = [], 0
+            reader = await table.query().select([*self.columns, ADDRESS]).to_batches()
+            async for batch in reader:
+                batches.append(batch)
+                num_bytes += batch.nbytes
+                if num_bytes > LIMIT_BYTES:
+                    return None
+            whole = await table.version() == version
+            return pa.Table.from_batches(batches, reader.schema).combine_chunks() if whole else None
+
+        table = self.store.read(self.name, read, None)
+        if table is None:
+            return None
+        ids, addresses = _as_numbers(table["id"].to_pylist()), table[ADDRESS].to_numpy()
+        by_address, by_id = np.argsort(addresses), np.argsort(ids)
+        return Rows(version, table, addresses[by_address], by_address, ids[by_id], by_id)
+
+
+def _as_numbers(ids: Sequence[str]) -> np.ndarray:
+    """16 hex digits are 64 bits; what is no id is 0, the id of no row but by the rarest chance."""
+    return np.array([int(id, 16) if ID.fullmatch(id) else 0 for id in ids], dtype=np.uint64)
+
+
+def _places(sorted_N: np.ndarray, place_N: np.ndarray, wanted: np.ndarray) -> list[int]:
+    """Where each wanted number stands; -1: nowhere."""
+    if not len(sorted_N):
+        return [-1] * len(wanted)
+    at = np.searchsorted(sorted_N, wanted).clip(max=len(sorted_N) - 1)
+    return np.where(sorted_N[at] == wanted, place_N[at], -1).tolist()
