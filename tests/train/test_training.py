@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from remanence.train.export import export
 from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
 from remanence.train.recipes.nano import Phase, Recipe, Shape
 from remanence.train.retrieval import HeadRecipe
+from remanence.train.rows import book_row
 from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
 
 SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)
@@ -102,6 +104,28 @@ def test_a_control_run_never_sees_a_passage(folder: Path, tmp_path: Path, monkey
     run_stage(run, "control", 4, False)
     assert run.step == 4
     assert checkpoint.load(tmp_path / "a" / "control").progress["stage"] == "control"
+
+
+@pytest.mark.usefixtures("_unproven")
+def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(folder: Path, tmp_path: Path) -> None:
+    names = ["Ada", "Bob", "Cleo", "Dora", "Emil", "Fern", "Gus", "Hal"]
+    paragraphs = [f"{name} went to the harbour with {other} to see the boats." for name in names for other in names]
+    corpora = Corpora(paragraphs=paragraphs, kept_paragraphs=paragraphs[:30])
+    phase = Phase(4, 3, 64, (2, 2), 1, books=1.0, slots=4)
+    recipe = replace(TINY, warmup=(phase,), continual=(phase,), plain_every=0, whole_every=0, text_stride=1)
+    row = book_row(Random(0), paragraphs, 2)
+    assert all(text in paragraphs and text not in row.plain for text in row.references)
+    run = start(folder, tmp_path / "a", recipe)
+    run.corpora, run.eval_every, run.log_every = corpora, 2, 1
+    run_stage(run, "warmup", 2, False)
+    run.step = 0
+    run_stage(run, "continual", 2, False)
+    log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert all(record["loss_text"] > 1 > record["loss_answer"] == 0 for record in log if "loss_text" in record)
+    assert {"loss_text_none", "loss_text_memory"} <= log[-1].keys()
+    batch = memory.memory_batch(run, phase, "x")
+    assert [len(row) for row in batch.references] == [2, 2, 2]
+    assert batch.kind_BT.eq(TEXT).sum() > 60
 
 
 @pytest.mark.usefixtures("_unproven")

@@ -15,7 +15,7 @@ from remanence.cli.terminal import print_json
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: nano.")] = "nano",
+    recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text.")] = "nano",
     stage: Annotated[
         str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, or all but control.")
     ] = "all",
@@ -46,18 +46,18 @@ def train(
     import torch
 
     from remanence.errors import InputError
-    from remanence.train.recipes.nano import Recipe
+    from remanence.train.recipes import RECIPES
     from remanence.train.start import STAGES, run_stage, start_run
 
-    if recipe != "nano":
-        raise InputError(f"no recipe is called {recipe!r}", "use nano")
+    if recipe not in RECIPES:
+        raise InputError(f"no recipe is called {recipe!r}", f"use one of {', '.join(RECIPES)}")
     if stage not in (*STAGES, "all"):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         stages = ("warmup", "continual", "export") if stage == "all" else (stage,)
         for one in stages:
-            run = start_run(Recipe(), data, out, start if one == stages[0] else None, compiled)
+            run = start_run(RECIPES[recipe](), data, out, start if one == stages[0] else None, compiled)
             run_stage(run, one, steps, resume and (out / one).exists())
     if as_json:
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})

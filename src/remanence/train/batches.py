@@ -14,7 +14,7 @@ from remanence.train.corpora import Corpora
 from remanence.train.losses import ANSWER, TEXT
 from remanence.train.recipes.nano import Phase
 from remanence.train.renaming import Row
-from remanence.train.rows import Encoder, draw_row, facts_row
+from remanence.train.rows import Encoder, book_row, draw_row, facts_row
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ def heldout_batch(seed: int, rows: int, tokens: int, passages: int, facts: int, 
     rng = Random(f"heldout {seed} {passages}")
     drawn = [facts_row(rng, phase, "heldout") for _ in range(rows)]
     return pack([plain_row(row, encoder, tokens) for row in drawn], tokens, encoder.pad)
+
+
+def text_rows(seed: int, rows: int, corpora: Corpora) -> list[Row]:
+    """Rows of books that are kept for evaluation, with paragraphs before them as references."""
+    rng = Random(f"text {seed}")
+    return [book_row(rng, corpora.kept_paragraphs, 5) for _ in range(rows)]
+
+
+def text_batch(seed: int, rows: int, corpora: Corpora, encoder: Encoder, tokens: int = 208) -> Batch:
+    """Those rows without their references."""
+    return pack([plain_row(row, encoder, tokens) for row in text_rows(seed, rows, corpora)], tokens, encoder.pad)
 
 
 def plain_row(row: Row, encoder: Encoder, tokens: int) -> tuple[list[int], list[int]]:

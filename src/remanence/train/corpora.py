@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,15 @@ from remanence.data.wordlists import is_heldout, words_of
 
 @dataclass(frozen=True)
 class Corpora:
-    """Any of the three may be empty; then its share of the mixture goes to the generator."""
+    """Any of the first three may be empty; then its share of the mixture goes to the generator.
+
+    `kept_paragraphs` are of books that only evaluations read.
+    """
 
     contexts: list[Context] = field(default_factory=list)
     stories: list[Story] = field(default_factory=list)
     paragraphs: list[str] = field(default_factory=list)
+    kept_paragraphs: list[str] = field(default_factory=list)
 
     @cached_property
     def lexicon(self) -> list[str]:
@@ -49,7 +54,7 @@ def _to_learn(counts: Counter[str], at_least: int, kept: set[str]) -> list[str]:
 
 
 def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:
-    """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz` and `classic_books/train-*.jsonl.gz` where present."""
+    """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz`, `classic_books/{train-*,valid}.jsonl.gz` where present."""
     if folder is None:
         return Corpora()
     squad = folder / "squad_passages" / "train.json.gz"
@@ -58,5 +63,10 @@ def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:
     return Corpora(
         read_squad(squad) if squad.exists() else [],
         [story for path in babi for story in read_babi(path, tasks=(1, 5, 8, 10, 12))],
-        [text for path in books for book in read_books(path) for text in paragraphs(book)],
+        _paragraphs(books),
+        _paragraphs(folder.glob("classic_books/valid.jsonl.gz")),
     )
+
+
+def _paragraphs(files: Iterable[Path]) -> list[str]:
+    return [text for path in files for book in read_books(path) for text in paragraphs(book)]

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from remanence.train import checkpoint
-from remanence.train.batches import Batch, heldout_batch, plain_batch
+from remanence.train.batches import Batch, heldout_batch, plain_batch, text_batch
 from remanence.train.corpora import Corpora
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
 from remanence.train.model import compile_layers, logits_at, use_fast_attention
 from remanence.train.optimizer import Optimizer
 from remanence.train.recipes.nano import Phase, Recipe
 from remanence.train.rows import Encoder
-
-TEXT_STRIDE = 8
 
 
 @dataclass
@@ -67,7 +65,7 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 def plain_losses(run: Run, batch: Batch) -> Losses:
     """Forward pass over whole rows, logits only where there is a target."""
     batch = batch.to(run.device)
-    index_N = targets(batch.kind_BT, TEXT_STRIDE, run.step)
+    index_N = targets(batch.kind_BT, run.recipe.text_stride, run.step)
     with torch.autocast(run.device.type, torch.bfloat16):
         hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
@@ -90,7 +88,14 @@ def warm_up(run: Run, num_steps: int) -> None:
         run.optimizer.step(min(1.0, (run.step + 1) / run.recipe.warmup_steps))
         finish_step(run, "warmup", losses, batch.ids_BT, time.monotonic() - started)
         if run.step % run.eval_every == 0:
-            run.log({"step": run.step, "stage": "warmup", **evaluate_plain(run)})
+            run.log(
+                {
+                    "step": run.step,
+                    "stage": "warmup",
+                    **evaluate_plain(run),
+                    **(evaluate_text(run) if phase.books else {}),
+                }
+            )
         if time.monotonic() - saved > run.save_seconds:
             save(run, "warmup")
             saved = time.monotonic()
@@ -129,6 +134,18 @@ def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
         found |= {f"heldout{passages}_token": round(token, 3), f"heldout{passages}_exact": round(whole, 3)}
     run.model.train()
     return found
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")
+def evaluate_text(run: Run, rows: int = 32) -> dict[str, float]:
+    """`loss_text_none`: nats per token of running text from books that are kept for evaluation, read by itself."""
+    if not run.corpora.kept_paragraphs:
+        return {}
+    run.model.eval()
+    losses = plain_losses(run, text_batch(run.recipe.seed, rows, run.corpora, run.encoder))
+    run.model.train()
+    return {"loss_text_none": round(float(losses.text), 3)}
 
 
 def save(run: Run, stage: str) -> None:

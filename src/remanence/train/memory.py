@@ -13,9 +13,9 @@ from torch import Tensor
 from remanence.lm import seam
 from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
-from remanence.train.batches import Batch, pack, plain_batch, with_questions
+from remanence.train.batches import Batch, pack, plain_batch, plain_row, text_rows, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
-from remanence.train.loop import TEXT_STRIDE, Run, evaluate_plain, finish_step, phase_at, plain_losses, save
+from remanence.train.loop import Run, evaluate_plain, evaluate_text, finish_step, phase_at, plain_losses, save
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
@@ -42,9 +42,9 @@ class MemoryBatch:
 
 
 def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> MemoryBatch:
-    """Rows of the phase that have references (books and drills are for plain steps)."""
+    """Rows of the phase that have references (drills are for plain steps)."""
     rng = Random(seed)
-    only_references = replace(phase, drill=0.0, books=0.0)
+    only_references = replace(phase, drill=0.0)
     if split == "train":
         rows = [draw_row(rng, only_references, run.corpora, run.encoder) for _ in range(phase.rows)]
     else:
@@ -54,9 +54,13 @@ def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> Mem
 
 def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
     references = [[ids[:128] for ids in encoder(*row.references)] for row in rows]
-    packed = pack([with_questions(row, encoder, tokens, [], []) for row in rows], tokens, encoder.pad)
+    packed = pack([_beside_memories(row, encoder, tokens) for row in rows], tokens, encoder.pad)
     hints = find_answers(references, packed.ids_BT.tolist(), packed.kind_BT.eq(ANSWER).tolist(), encoder.frequent)
     return MemoryBatch(references, packed.ids_BT, packed.kind_BT, hints)
+
+
+def _beside_memories(row: Row, encoder: Encoder, tokens: int) -> tuple[list[int], list[int]]:
+    return plain_row(row, encoder, tokens) if row.plain else with_questions(row, encoder, tokens, [], [])
 
 
 def read_memories(
@@ -126,7 +130,7 @@ def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:
     """The loss of `answer_losses`, and the hints' beside it in `total`."""
-    index_N = targets(batch.kind_BT, TEXT_STRIDE, run.step)
+    index_N = targets(batch.kind_BT, run.recipe.text_stride, run.step)
     with torch.autocast(lm.device.type, torch.bfloat16):
         logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=True)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
@@ -150,7 +154,9 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
         run.optimizer.step(run.recipe.continual_lr * _rate(run, num_steps))
         finish_step(run, stage, losses, ids_BT, time.monotonic() - started)
         if run.step % run.eval_every == 0:
-            run.log({"step": run.step, "stage": stage, "slots": phase.slots, **evaluate_memory(run, lm, phase.slots)})
+            found = evaluate_memory(run, lm, phase.slots)
+            found |= evaluate_memory_text(run, lm, phase.slots) if phase.books else {}
+            run.log({"step": run.step, "stage": stage, "slots": phase.slots, **found})
         if time.monotonic() - saved > run.save_seconds:
             save(run, stage)
             saved = time.monotonic()
@@ -158,12 +164,14 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
 
 
 def _step(run: Run, lm: LM, phase: Phase, stage: str) -> tuple[Losses, Tensor]:
-    if stage != "control" and run.step % run.recipe.plain_every == run.recipe.plain_every - 1:
+    recipe = run.recipe
+    if stage != "control" and recipe.plain_every and run.step % recipe.plain_every == recipe.plain_every - 1:
         return _plain_step(run, phase)
     batch = memory_batch(run, phase, f"{run.recipe.seed} memory {run.step}")
     if stage == "control":
         return plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)), batch.ids_BT
-    slots = None if run.step % 2 else phase.slots
+    whole = recipe.whole_every and run.step % recipe.whole_every == recipe.whole_every - 1
+    slots = None if whole else phase.slots
     return memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
 
 
@@ -217,3 +225,18 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict
     found |= evaluate_plain(run, rows)
     run.model.train()
     return found
+
+
+@torch.no_grad()
+def evaluate_memory_text(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict[str, float]:
+    """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without."""
+    if not run.corpora.kept_paragraphs:
+        return {}
+    run.model.eval()
+    batch = pack_memory(text_rows(run.recipe.seed, rows, run.corpora), 208, run.encoder).to(run.device)
+    index_N = targets(batch.kind_BT, run.recipe.text_stride)
+    with torch.autocast(lm.device.type, torch.bfloat16):
+        logits_NV, _ = read_memories(lm, configured(lm, slots), batch, index_N)
+    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
+    run.model.train()
+    return {"loss_text_memory": round(float(losses.text), 3), **evaluate_text(run, rows)}

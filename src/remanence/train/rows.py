@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from remanence.data.facts import TRAIN, sample_group
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
-from remanence.train.renaming import Pieces, Row, renamed
+from remanence.train.renaming import WORD, Pieces, Row, renamed
 from remanence.train.tokenizer import generator_texts
 
 
@@ -22,7 +23,7 @@ def draw_row(rng: Random, phase: Phase, corpora: Corpora, encoder: Encoder, spli
     pick = rng.random()
     for share, ready, make in (
         (phase.drill, True, lambda: _drill(rng, phase.tokens, len(encoder.tokenizer))),
-        (phase.books, corpora.paragraphs, lambda: _book(rng, corpora)),
+        (phase.books, corpora.paragraphs, lambda: book_row(rng, corpora.paragraphs, rng.randint(*phase.passages))),
         (phase.squad, corpora.contexts, lambda: _squad(rng, phase, corpora)),
         (phase.babi, corpora.stories, lambda: _babi(rng, phase, corpora)),
     ):
@@ -54,9 +55,15 @@ def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:
     return Row(ids=ids[:tokens])
 
 
-def _book(rng: Random, corpora: Corpora) -> Row:
-    start = rng.randrange(len(corpora.paragraphs))
-    return Row(plain=" ".join(corpora.paragraphs[start : start + 4]))
+def book_row(rng: Random, paragraphs: Sequence[str], num_references: int, before: int = 60) -> Row:
+    """Running text, and of the `before` paragraphs in front of it those that share most of its rarer words."""
+    start = rng.randrange(min(num_references, len(paragraphs) - 1), len(paragraphs))
+    text, near = " ".join(paragraphs[start : start + 4]), paragraphs[max(0, start - before) : start]
+    words = set(WORD.findall(text))
+    counts = Counter(word for other in near for word in set(WORD.findall(other)) & words)
+    worth = {i: sum(1 / counts[word] for word in set(WORD.findall(near[i])) & words) for i in range(len(near))}
+    chosen = sorted(worth, key=lambda i: -worth[i])[:num_references]
+    return Row(references=[near[i] for i in chosen], plain=text)
 
 
 def _squad(rng: Random, phase: Phase, corpora: Corpora) -> Row:

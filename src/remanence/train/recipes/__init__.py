@@ -1,1 +1,10 @@
 """One file per recipe: a frozen dataclass of every number that a training run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from remanence.train.recipes.nano import Recipe
+from remanence.train.recipes.nano_text import nano_text
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"nano": Recipe, "nano-text": nano_text}

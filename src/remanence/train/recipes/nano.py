@@ -59,8 +59,8 @@ class Recipe:
     """Everything that a run depends on besides the data folder.
 
     Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
-    passages as text, and every second of the others keeps all tokens. `decay_share` is the part
-    of the second stage over which they fall.
+    passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
+    of the second stage over which they fall. `text_stride`: of text, every so many-th token counts.
     """
 
     seed: int = 0
@@ -68,6 +68,7 @@ class Recipe:
     warmup: tuple[Phase, ...] = WARMUP
     continual: tuple[Phase, ...] = CONTINUAL
     plain_every: int = 8
+    whole_every: int = 2
     continual_lr: float = 1.0
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
@@ -76,4 +77,5 @@ class Recipe:
     warmup_steps: int = 100
     decay_share: float = 0.6
     text_weight: float = 0.1
+    text_stride: int = 8
     clip_norm: float = 1.0

@@ -1,0 +1,19 @@
+"""The recipe of a comparison, not of a model: running text of books with and without memory (Memory³ Figure 11)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from remanence.train.recipes.nano import Phase, Recipe
+
+
+def nano_text() -> Recipe:
+    """nano's shape; books alone. With memory, a text reads five paragraphs of those before it, 8 tokens per head."""
+    return replace(
+        Recipe(),
+        warmup=(Phase(1200, 16, 208, (5, 5), 1, books=1.0),),
+        continual=(Phase(400, 16, 208, (5, 5), 1, books=1.0, slots=8),),
+        plain_every=0,
+        whole_every=0,
+        text_stride=1,
+    )
