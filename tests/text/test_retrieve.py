@@ -58,7 +58,8 @@ def test_hybrid_without_an_embedder_is_bm25_and_says_so():
     assert "BM25 alone (this model has no embedder" in retriever().describe()
     assert "fused by rank" in retriever(ColourEmbedder()).describe()
     assert retriever(ColourEmbedder(), kind="lexical").describe().startswith("BM25 alone; ")
-    assert retriever(ColourEmbedder(), kind="dense").describe() == "dense; recalls where the cosine by colours >= 0.6"
+    dense = retriever(ColourEmbedder(), kind="dense").describe()
+    assert dense == "dense; recalls where the cosine by colours >= 0.6, and the score >= 0.7 of the best"
 
 
 def test_rank_fusion_prefers_what_both_searches_found():
@@ -68,6 +69,14 @@ def test_rank_fusion_prefers_what_both_searches_found():
         ("c", {"dense": 2}),
     ]
     assert fuse({}) == []
+
+
+def test_what_is_far_less_like_the_question_than_the_best_hit_is_not_recalled():
+    texts = "Petra Voss has a red boat in Fernton.", "Petra has a dog.", "Anna Voss has a boat."
+    question = "Which red boat does Petra Voss have in Fernton?"
+    for margin, found in ((0.7, texts[:1]), (0.0, texts)):
+        hits = Retriever(bank_of(*texts), threshold=Threshold(0.1, margin=margin)).search(question)
+        assert {hit.chunk.text for hit in hits} == set(found)
 
 
 def test_coverage_orders_what_bm25_proposes():

@@ -32,7 +32,7 @@ MIN_LOOSE_COMMITS, MIN_LOOSE_ROWS, LOOSE_SHARE = 64, 2_000, 0.2
 MAX_LOOSE_COMMITS = {"vector": 256, "payload": 2_000}
 """A table is tidied after so many commits (later where that costs more, by its last column), or once so many rows
 and such a share of it are in no index: then all tidying together costs a small multiple of the writing."""
-MIN_ROWS_FOR_VECTOR_INDEX, PARTITION_ROWS = 20_000, 1_000
+MIN_ROWS_FOR_VECTOR_INDEX, PARTITION_ROWS = 20_000, 2_000
 MAX_TABLES, BULK_ROWS = 10_000, 256
 RECENT_NS = 3_000_000_000
 """Coarser than the clock of any file system: a folder that changed earlier has not changed twice within one tick."""

@@ -201,7 +201,7 @@ def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
         totals, loads, cpu, num_right = [], [], [], 0
         for question in [*questions[:3], *questions]:
             cpu_began = time.process_time()
-            retriever = Retriever(bank, Asked(question.vector_E), threshold=Threshold(0.0, -1.0))
+            retriever = Retriever(bank, Asked(question.vector_E), threshold=Threshold(0.0, -1.0, 0.0))
             loaded: dict[str, Any] = {}
             began = time.perf_counter()
             hits = retriever.search(question.text, NUM_HITS, _loading(bank, loaded, loads))

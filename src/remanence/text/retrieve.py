@@ -38,16 +38,19 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True)
 class Threshold:
-    """A chunk is recalled if one of the two holds; both mean the same in any bank, however large.
+    """A chunk is recalled if one of the first two holds, which mean the same in any bank, however large, and the third.
 
     `coverage`: share of the question's content words that occur in a chunk that BM25 found; names and numbers
     count twice.
     `cosine`: similarity of question and chunk; None: the embedder's own `min_cosine`, or 0.6 if it has none,
     since what is far apart depends on the embedder.
+    `margin`: share of the best hit's score. What is far less like the question than the best hit rarely helps, and
+    small models take it for the answer. 0.7 was chosen on training data (docs/notebook.md); 0 recalls all.
     """
 
     coverage: float = 0.5
     cosine: float | None = None
+    margin: float = 0.7
 
 
 class Retriever:
@@ -73,21 +76,22 @@ class Retriever:
     def describe(self) -> str:
         """One line for people: how this retriever searches, and when it stays silent."""
         limit = self.threshold
-        covers = f"share of the question's words >= {limit.coverage:g}"
+        covers, how = f"share of the question's words >= {limit.coverage:g}", "BM25 and dense, fused by rank"
+        near = "" if self.embedder is None else f"cosine by {self.embedder.name} >= {self.min_cosine:g}"
         if self.embedder is None:
-            missing = " (this model has no embedder, so there is no dense search)" if self.kind == "hybrid" else ""
-            return f"BM25 alone{missing}; recalls where the {covers}"
-        near = f"cosine by {self.embedder.name} >= {self.min_cosine:g}"
-        if self.kind == "dense":
-            return f"dense; recalls where the {near}"
-        return f"BM25 and dense, fused by rank; recalls where the {covers} or the {near}"
+            how = "BM25 alone"
+            how += " (this model has no embedder, so there is no dense search)" if self.kind == "hybrid" else ""
+        elif self.kind == "dense":
+            how, covers = "dense", ""
+        either = " or the ".join(filter(None, (covers, near)))
+        return f"{how}; recalls where the {either}, and the score >= {limit.margin:g} of the best"
 
     def search(self, query: str, limit: int = 5, beside: Callable[[list[str]], Any] | None = None) -> list[Hit]:
         """At most `limit` hits, best first; [] where nothing in the bank is about the query.
 
         BM25 proposes, coverage orders what it proposed; the dense search orders by cosine; where both search,
-        their ranks are fused. `score` is the larger of coverage and cosine. `beside` is called in another thread
-        with the ids of hits while their chunks are read: time to load what belongs to them.
+        their ranks are fused. `score` is the larger of coverage and cosine, as far as each found it. `beside` is
+        called in another thread with the ids of hits while their chunks are read: time to load what belongs to them.
         """
         if limit < 1 or not query.strip():
             return []
@@ -96,17 +100,16 @@ class Retriever:
         texts = self.bank.texts(proposed)
         covered = {id: coverage(wanted, texts[id]) for id in proposed if id in texts}
         lexical = sorted(covered, key=lambda id: -covered[id])
-        ranked = [
-            each for each in fuse({"lexical": lexical, "dense": [*cosines]}) if self._near(each[0], covered, cosines)
-        ]
+        fused = fuse({"lexical": lexical, "dense": [*cosines]})
+        ranked = [each for each in fused if self._near(each[0], covered, cosines)]
+        score = {id: min(1.0, max(covered.get(id, 0.0), cosines.get(id, 0.0))) for id, _ in ranked}
+        enough = self.threshold.margin * max(score.values(), default=0.0)
+        ranked = [each for each in ranked if score[each[0]] >= enough]
         hits: list[Hit] = []
         while ranked and len(hits) < limit:
             part, ranked = ranked[: limit - len(hits)], ranked[limit - len(hits) :]
             chunks = self._read([id for id, _ in part], beside)
-            for id, found_by in part:
-                if id in chunks:
-                    share = covered.get(id, coverage(wanted, chunks[id].text))
-                    hits.append(Hit(chunks[id], min(1.0, max(share, cosines.get(id, 0.0))), found_by))
+            hits += [Hit(chunks[id], score[id], found_by) for id, found_by in part if id in chunks]
         return hits
 
     def _near(self, id: str, covered: Mapping[str, float], cosines: Mapping[str, float]) -> bool:
