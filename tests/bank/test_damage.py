@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from remanence.bank import Bank
+from remanence.bank import Bank, seal
 from remanence.bank.loop import run
 from remanence.bank.rows import MEMORIES
 from remanence.bank.seal import MUTABLE
@@ -157,3 +157,23 @@ def test_verify_makes_a_sample_again_from_text(bank: Bank) -> None:
     with pytest.raises(InputError, match="2 models"):
         bank.verify(lambda chunks: [make_memory(0) for _ in chunks])
     assert bank.verify(lambda chunks: [make_memory(0) for _ in chunks], fingerprint="cd" * 32).ok
+
+
+def test_verify_lets_others_write_while_it_reads_files(disk_bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_one(disk_bank, "one")
+    read, written = seal._sum_file, []
+
+    def write_meanwhile(path: Path, sync: bool = False) -> tuple[str, int]:
+        if not sync and not written:
+            written.append(True)
+            with Bank.open(disk_bank.path, lock_seconds=0.2) as other:
+                add_one(other, "two")
+                other.forget([add_one(other, "three")])
+                other.compact()
+        return read(path, sync)
+
+    monkeypatch.setattr(seal, "_sum_file", write_meanwhile)
+    report = disk_bank.verify()
+    assert written
+    assert report.ok, report.problems
+    assert report.num_chunks == 2

@@ -34,9 +34,11 @@ def verify(
     """See `Bank.verify`. Files are checked first: where one is damaged, Lance is not asked to read it."""
     store, problems, files = bank._store, [], 0
     if store.seal:
-        with store.writing():
-            problems += store.seal.problems()
-            files = len(store.seal.sums)
+        problems += store.seal.problems()
+        if problems:  # perhaps of a writer at work: again, with all writers kept out
+            with store.writing():
+                problems = store.seal.problems()
+        files = len(store.seal.sums)
     if problems:
         return VerifyReport(0, 0, 0, files, 0, problems[:MAX_PROBLEMS])
     num_chunks = num_memories = num_vectors = num_recomputed = 0

@@ -51,7 +51,7 @@ WARMUP = (
     Phase(100, 17, 320, (2, 5), 3, drill=0.03, books=0.02, squad=0.06, babi=0.02),
 )
 
-CONTINUAL = (Phase(9000, 16, 208, (2, 5), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
+CONTINUAL = (Phase(9000, 20, 176, (1, 4), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
 
 
 @dataclass(frozen=True)
