@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from remanence import answers
+from remanence.cli import ask as ask_module
+
 QUESTION = "How many steps does the lighthouse of Skerry Point have?"
 
 
@@ -88,9 +91,22 @@ def test_an_unknown_method_is_answered_with_the_nearest(call, bank):
 def test_a_damaged_memory_is_refused_never_answered_from(call, bank):
     for payload in bank.glob("memories-*/data/*"):
         data = bytearray(payload.read_bytes())
-        data[len(data) // 2] ^= 1
+        data[data.index(b'"layers"') + 600] ^= 1  # well within the tensors
         payload.write_bytes(data)
     outcome = call("ask", QUESTION, model=True)
     assert outcome.code == 2
     assert outcome.out == ""
     assert outcome.err.count("\n") == 1
+
+
+def test_an_answer_whose_memory_is_forgotten_meanwhile_is_not_kept(call, bank, ids, monkeypatch):
+    answer = ask_module.answer
+
+    def answer_then_forget(session, *args, **kwargs):
+        reply = answer(session, *args, **kwargs)
+        session.forget(ids["lighthouse.txt"])
+        return reply
+
+    monkeypatch.setattr(ask_module, "answer", answer_then_forget)
+    assert call("ask", QUESTION, "--max-tokens", "2", "--json", model=True).json["recalled"]
+    assert answers.last(bank, "default") == []

@@ -55,7 +55,7 @@ def ask(
     with open_session(bank, namespace, model, method, seed) as session:
         show = None if as_json else sys.stdout.write
         reply = answer(session, asked, show, **chosen, recall=not no_memory)
-        note_answer((bank, namespace, model, method, seed), asked, chosen, reply)
+        note_answer(session, (bank, namespace, model, method, seed), asked, chosen, reply)
     if as_json:
         print_json(reply_json(reply))
     else:
@@ -84,14 +84,25 @@ def answer(session: Session, prompt: Any, show: Any = None, **chosen: Any) -> Re
 
 
 def note_answer(
-    asked_as: AskedAs, question: str, chosen: dict[str, Any], reply: Reply, earlier: Iterable[str] = ()
+    session: Session,
+    asked_as: AskedAs,
+    question: str,
+    chosen: dict[str, Any],
+    reply: Reply,
+    earlier: Iterable[str] = (),
 ) -> None:
-    """For `why`; a disk that is full or read-only, or a busy one, must not cost the answer."""
+    """For `why`, unless a memory of it was forgotten meanwhile.
+
+    A disk that is full or read-only, or a busy one, must not cost the answer.
+    """
     bank, namespace, model, method, seed = asked_as
     known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
     options = {name: chosen[name] for name in answers.OPTIONS if name in chosen}
     with contextlib.suppress(OSError, BankBusy):
-        answers.note(bank, answers.Answer.of(reply, time=time.time(), options=options, earlier=tuple(earlier), **known))
+        noted = answers.Answer.of(reply, time=time.time(), options=options, earlier=tuple(earlier), **known)
+        answers.note(bank, noted)
+        if gone := noted.sources - session.bank.texts(sorted(noted.sources)).keys():
+            answers.scrub(bank, gone)
 
 
 def reply_json(reply: Reply) -> dict[str, Any]:

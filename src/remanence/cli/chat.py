@@ -104,7 +104,7 @@ class Talk:
             raise
         self.messages.append({"role": "assistant", "content": reply.text})
         self.turns.append({"user": line, **reply_json(reply)})
-        note_answer(self.asked_as, line, self.chosen, reply, self.earlier)
+        note_answer(self.session, self.asked_as, line, self.chosen, reply, self.earlier)
         self.earlier |= dict.fromkeys(recall.id for recall in reply.recalled)
         if not self.quiet:
             say()
