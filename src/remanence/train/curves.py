@@ -1,4 +1,4 @@
-"""Draws the loss curves of a run's log: both stages, the control, and where memory was switched on."""
+"""Draws the curves of a run's log: both stages, the control, and what memory is worth on running text."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 def draw(log: Path, picture: Path) -> None:
     """Writes a PNG: loss on answers (nats per token) over steps, the stages one after the other."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "train", "drawing curves") from error
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure()
     start = 0
     for stage, colour in (("warmup", "tab:gray"), ("continual", "tab:blue"), ("control", "tab:orange")):
         records = read_log(log).get(stage, {})
@@ -49,3 +44,29 @@ def draw(log: Path, picture: Path) -> None:
     axes.set_ylabel("loss on answers (nats per token)")
     axes.legend(loc="upper right")
     figure.savefig(picture, dpi=110)
+
+
+def draw_text(log: Path, picture: Path) -> None:
+    """Writes a PNG: loss on kept books over steps, of the run with memory (read and not read) and of the control."""
+    figure, axes = _figure()
+    stages = read_log(log)
+    for stage, name, style, label in (
+        ("control", "loss_text_none", "tab:orange", "control: never any memory"),
+        ("continual", "loss_text_memory", "tab:blue", "memory"),
+        ("continual", "loss_text_none", "tab:gray", "the same model without its memories"),
+    ):
+        points = [(step, record[name]) for step, record in sorted(stages.get(stage, {}).items()) if name in record]
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=style, label=label)
+    axes.set_xlabel("step after the warm-up")
+    axes.set_ylabel("loss on running text (nats per token)")
+    axes.legend(loc="upper right")
+    figure.savefig(picture, dpi=110)
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "train", "drawing curves") from error
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    return figure, figure.subplots()

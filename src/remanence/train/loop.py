@@ -43,7 +43,6 @@ class Run:
     seconds: float = 0.0
     tokens: int = 0
     log_every: int = 25
-    eval_every: int = 200
     save_seconds: float = 180.0
     sums: dict[str, float] = field(default_factory=dict)
 
@@ -87,7 +86,7 @@ def warm_up(run: Run, num_steps: int) -> None:
         losses.total.backward()
         run.optimizer.step(min(1.0, (run.step + 1) / run.recipe.warmup_steps))
         finish_step(run, "warmup", losses, batch.ids_BT, time.monotonic() - started)
-        if run.step % run.eval_every == 0:
+        if run.step % run.recipe.eval_every == 0:
             run.log(
                 {
                     "step": run.step,

@@ -146,6 +146,8 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
     """
     lm = reading_model(run)
     saved = time.monotonic()
+    if run.step == 0 and run.recipe.continual[0].books:
+        _evaluate(run, lm, stage)
     while run.step < num_steps:
         started = time.monotonic()
         phase = phase_at(run.recipe.continual, run.step)
@@ -153,14 +155,19 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
         losses.total.backward()
         run.optimizer.step(run.recipe.continual_lr * _rate(run, num_steps))
         finish_step(run, stage, losses, ids_BT, time.monotonic() - started)
-        if run.step % run.eval_every == 0:
-            found = evaluate_memory(run, lm, phase.slots)
-            found |= evaluate_memory_text(run, lm, phase.slots) if phase.books else {}
-            run.log({"step": run.step, "stage": stage, "slots": phase.slots, **found})
+        if run.step % run.recipe.eval_every == 0:
+            _evaluate(run, lm, stage)
         if time.monotonic() - saved > run.save_seconds:
             save(run, stage)
             saved = time.monotonic()
     save(run, stage)
+
+
+def _evaluate(run: Run, lm: LM, stage: str) -> None:
+    """Running text where the run trains on it, else facts."""
+    phase = phase_at(run.recipe.continual, run.step)
+    found = (evaluate_memory_text if phase.books else evaluate_memory)(run, lm, phase.slots)
+    run.log({"step": run.step, "stage": stage, "slots": phase.slots, **found})
 
 
 def _step(run: Run, lm: LM, phase: Phase, stage: str) -> tuple[Losses, Tensor]:

@@ -78,4 +78,5 @@ class Recipe:
     decay_share: float = 0.6
     text_weight: float = 0.1
     text_stride: int = 8
+    eval_every: int = 200
     clip_norm: float = 1.0

@@ -16,4 +16,5 @@ def nano_text() -> Recipe:
         plain_every=0,
         whole_every=0,
         text_stride=1,
+        eval_every=25,
     )
