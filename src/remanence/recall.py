@@ -30,12 +30,11 @@ class BankRecall:
 
     def hits(self, query: str, limit: int) -> list[Hit]:
         beside = self._load if self.method.writes_tensors else None
-        found = self.retriever.search(query, limit + len(self.without), beside)
-        return [hit for hit in found if hit.chunk.id not in self.without][:limit]
+        return self.retriever.search(query, limit, beside, self.without)
 
     def _load(self, ids: list[str]) -> None:
         """Ahead of `memories`, while the search still reads chunks; what cannot be loaded is told there."""
-        ids = [id for id in ids if id not in self._loaded and id not in self.without]
+        ids = [id for id in ids if id not in self._loaded]
         with suppress(BankError):
             loaded = self.bank.load(self.method.fingerprint(self.lm), ids)
             self._loaded |= {id: memory for id, memory in zip(ids, loaded, strict=True) if memory is not None}

@@ -26,15 +26,39 @@ def ask(bank: Bank, ids: list[str]) -> list[object]:
     return [*found, sorted(map(str, bank._scope.find("id", chosen))), sorted(keys)]
 
 
-def test_rows_in_ram_answer_as_the_disk_does(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = fill(bank)
-    monkeypatch.setattr(resident, "READS_BEFORE", 10**9)
-    expected = ask(bank, ids)
-    assert bank._scope.resident.rows(bank._store.version("chunks")) is None
+def test_rows_in_ram_answer_as_the_disk_does(disk_bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = fill(disk_bank)
+    expected = ask(disk_bank, ids)
+    assert disk_bank._scope.resident._rows is None
     monkeypatch.setattr(resident, "READS_BEFORE", 1)
-    bank._search.forget()
-    assert ask(bank, ids) == expected == ask(bank, ids)
-    assert bank._scope.resident.rows(bank._store.version("chunks")) is not None
+    with Bank.open(disk_bank.path, clock=disk_bank._scope.clock) as other:
+        assert ask(other, ids) == expected == ask(other, ids)
+        held = [other._scope.resident, *other._search._addresses.values(), *other._memories._heads.values()]
+        assert all(each._rows is not None for each in held)
+        assert len({each.name for each in held}) == 3
+
+
+def test_what_another_wrote_is_seen_at_once(disk_bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "READS_BEFORE", 1)
+    ids = fill(disk_bank)
+    with Bank.open(disk_bank.path, clock=disk_bank._scope.clock) as other:
+        ask(other, ids)
+        disk_bank.forget([ids[1]])
+        disk_bank.compact()
+        assert {id for id, _ in other.search_text("kettle")} == {ids[0], ids[3]}
+        assert other.texts(ids).keys() == {ids[0], ids[2], ids[3]}
+        disk_bank.put_memories(FINGERPRINT, [ids[0]], [make_memory(9)])
+        assert other._memories.read(FINGERPRINT, ids)[ids[0]].key_LGND.equal(make_memory(9).key_LGND)
+
+
+def test_a_table_that_is_made_again_is_another_one(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "READS_BEFORE", 1)
+    ids = fill(bank)
+    ask(bank, ids)
+    bank.drop_memories(FINGERPRINT)
+    bank.put_memories(FINGERPRINT, ids[::-1], [make_memory(10 + i) for i in range(len(ids))])
+    for id, memory in bank._memories.read(FINGERPRINT, ids).items():
+        assert memory.key_LGND.equal(make_memory(10 + ids[::-1].index(id)).key_LGND)
 
 
 def test_rows_in_ram_go_with_any_change(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,16 +75,17 @@ def test_rows_in_ram_go_with_any_change(bank: Bank, monkeypatch: pytest.MonkeyPa
     assert bank._memories.read(FINGERPRINT, [ids[1]])[ids[1]].key_LGND.equal(make_memory(9).key_LGND)
 
 
-def test_rows_that_are_too_many_stay_on_disk(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "value"), [("MAX_ROWS", 3), ("LIMIT_BYTES", 100)])
+def test_rows_that_are_too_many_stay_on_disk(
+    disk_bank: Bank, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    ids = fill(disk_bank)
     monkeypatch.setattr(resident, "READS_BEFORE", 1)
-    ids = fill(bank)
-    for name, value in (("MAX_ROWS", 3), ("LIMIT_BYTES", 100)):
-        with monkeypatch.context() as patch:
-            patch.setattr(resident, name, value)
-            bank._search.forget()
-            assert len(bank.search_text("kettle")) == 3
-            assert bank._scope.resident._rows is None
-            assert [row.chunk.id for row in bank._scope.find("id", ids[:1])] == ids[:1]
+    monkeypatch.setattr(resident, name, value)
+    with Bank.open(disk_bank.path, clock=disk_bank._scope.clock) as other:
+        assert len(other.search_text("kettle")) == 3
+        assert other._scope.resident._rows is None
+        assert [row.chunk.id for row in other._scope.find("id", ids[:1])] == ids[:1]
 
 
 def test_an_address_of_a_later_row_is_refused() -> None:

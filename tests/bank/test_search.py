@@ -142,3 +142,19 @@ def test_vector_index_finds_what_brute_force_finds(tmp_path: Path, monkeypatch: 
             assert hits[0][0] == ids[int(cosines.argmax())]
             assert hits[0][1] == pytest.approx(float(cosines.max()), abs=5e-3)  # the index has 8 bits a number
         assert len(bank.search_vector(vectors[0], "e", 1_500)) == 1_500
+
+
+def test_a_vector_index_of_many_partitions_still_finds_the_nearest(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MIN_ROWS_FOR_VECTOR_INDEX", 1_000)
+    monkeypatch.setattr(store, "PARTITION_ROWS", 30)  # 50 partitions, of which a search looks into 16
+    vectors = np.random.default_rng(0).standard_normal((1_500, 32), dtype=np.float32)
+    ids = [id for id, _ in bank.add([draft(f"text {number}") for number in range(len(vectors))])]
+    bank.put_vectors("e", ids, vectors)
+    bank.index()
+    shares = []
+    for query in vectors[:20] + 0.05:
+        best = np.argsort(-(vectors @ query / np.linalg.norm(vectors, axis=1)))[:5]
+        hits = [id for id, _ in bank.search_vector(query, "e", 5)]
+        assert hits[0] == ids[best[0]]
+        shares.append(len({ids[i] for i in best} & set(hits)) / 5)
+    assert np.mean(shares) > 0.6

@@ -168,3 +168,12 @@ def test_a_chunk_that_goes_meanwhile_gives_its_place_to_the_next(monkeypatch):
 
     monkeypatch.setattr(found.bank, "get", get)
     assert [hit.chunk.id for hit in found.search("Port Ellery", limit=1)] == [second.chunk.id]
+
+
+def test_without_the_best_hit_the_margin_is_measured_against_the_next():
+    found = Retriever(bank_of("Petra Voss keeps a big red boat.", "Petra has a red boat with big sails."))
+    question = "Which big red boat does Petra Voss keep?"
+    (best,) = found.search(question)
+    others = found.search(question, without=[best.chunk.id])
+    assert others
+    assert best.score * found.threshold.margin > others[0].score >= found.threshold.coverage

@@ -8,11 +8,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from remanence.data.squad import Context
-from remanence.data.wordlists import is_heldout, words_of
+from remanence.data.wordlists import words_of
 from remanence.lm.lm import NANO
-from remanence.train.corpora import Corpora
+from remanence.train.corpora import Corpora, is_kept
 from remanence.train.recipes.nano import Phase
-from remanence.train.renaming import Pieces, Row, fixed_words, renamed, things, verbs
+from remanence.train.renaming import Pieces, fixed_words, renamed, things, verbs
+from remanence.train.row import Row
 from remanence.train.rows import Encoder, draw_row
 
 BOOK = "the lantern walked and walks; to embark is to be embarked, to linger is lingered. heat and heated. " * 5
@@ -91,7 +92,9 @@ def test_made_up_words_begin_with_any_token_and_none_is_kept_for_evaluation(enco
         drawn = [pieces.word(rng, capital) for _ in range(10 * len(starts))]
         begun = {encoder.tokenizer.tokenize(f" {word}")[0].removeprefix("Ġ") for word in drawn}
         assert len(begun & set(starts)) > 0.9 * len(starts)
-        assert not any(is_heldout(word) or is_heldout(word.capitalize()) for word in drawn)
+        assert not any(is_kept(word) or word.lower() in fixed_words() or len(word) < 3 for word in drawn)
+    assert is_kept("heated")
+    assert is_kept("Promise")
 
 
 def test_names_of_books_are_drawn_where_a_capital_was() -> None:

@@ -117,6 +117,8 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(folder
     row = book_row(Random(0), paragraphs, 2)
     assert all(text in paragraphs and text not in row.plain for text in row.references)
     run = start(folder, tmp_path / "a", recipe)
+    with pytest.raises(InputError, match="trained on books"):
+        run_stage(run, "warmup", 2, False)
     run.corpora, run.log_every = corpora, 1
     run_stage(run, "warmup", 2, False)
     run.step = 0

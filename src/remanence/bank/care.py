@@ -38,7 +38,9 @@ def _remove(bank: Bank, ids: list[str]) -> int:
     bank._memories.cache.discard(ids)
     if ids:
         texts.remove(bank._scope, ids)
-    bank._search.forget()
+        bank._scope.resident.clear()
+        bank._memories.clear_heads()
+        bank._search.clear()
     return num_memories
 
 

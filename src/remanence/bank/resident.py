@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ import pyarrow as pa
 
 from remanence.bank.draft import ID
 from remanence.bank.store import Store, Table
+from remanence.errors import BankError
 
 READS_BEFORE = 8
 """A version is read so often before its rows are: a bank that is written all the time is not read whole each time."""
 LIMIT_BYTES, MAX_ROWS = 128 << 20, 500_000
+"""Of one table."""
 ADDRESS = "_rowid"
 """Where Lance keeps a row, in one version of a table."""
 
@@ -48,9 +51,6 @@ class Rows:
             raise KeyError(addresses[found.index(-1)])
         return found
 
-    def addresses(self, places: Iterable[int]) -> list[int]:
-        return [self.table[ADDRESS][place].as_py() for place in places]
-
     def read(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         return [{name: self.table[name][place].as_py() for name in columns} for place in places]
 
@@ -60,26 +60,37 @@ class Resident:
 
     def __init__(self, store: Store, name: str, columns: Sequence[str]) -> None:
         self.store, self.name, self.columns = store, name, list(columns)
-        self._lock = threading.Lock()
+        self._lock, self._too_many = threading.Lock(), MAX_ROWS + 1
         self.clear()
 
     def clear(self) -> None:
-        self._rows: Rows | None = None
-        self._version, self._reads = -1, 0
-
-    def rows(self, version: int) -> Rows | None:
-        """Those of `version`; None until it was asked for often enough, and where they are too many."""
         with self._lock:
-            if version != self._version:
-                self._rows, self._version, self._reads = None, version, 0
+            self._rows: Rows | None = None
+            self._edition: tuple[int, ...] | None = None
+            self._reads = 0
+
+    def rows(self) -> Rows | None:
+        """Those of the newest version; None until it was asked for often enough, where they are too many, and for
+        a writer, whose next change would drop them."""
+        if self.store.is_writing:
+            return None
+        edition = self.store.edition(self.name)
+        with self._lock:
+            if edition != self._edition:
+                self._rows, self._edition, self._reads = None, edition, 0
             self._reads += 1
-            if self._reads == READS_BEFORE and version:
-                self._rows = self._load(version)
-            return self._rows
+            if self._reads != READS_BEFORE:
+                return self._rows
+        rows = self._load(edition[-1])
+        with self._lock:  # unless all was forgotten, or changed, meanwhile
+            if edition == self._edition:
+                self._rows = rows
+        return rows
 
     def _load(self, version: int) -> Rows | None:
         async def read(table: Table) -> pa.Table | None:
-            if await table.version() != version or await table.count_rows() > MAX_ROWS:
+            num_rows = await table.count_rows()
+            if await table.version() != version or num_rows >= self._too_many:
                 return None
             batches, num_bytes = [], 0
             reader = await table.query().select([*self.columns, ADDRESS]).to_batches()
@@ -87,11 +98,14 @@ class Resident:
                 batches.append(batch)
                 num_bytes += batch.nbytes
                 if num_bytes > LIMIT_BYTES:
+                    self._too_many = num_rows
                     return None
             whole = await table.version() == version
             return pa.Table.from_batches(batches, reader.schema).combine_chunks() if whole else None
 
-        table = self.store.read(self.name, read, None)
+        table = None
+        with suppress(BankError):  # whoever needs what is damaged is told; others do not need it
+            table = self.store.read(self.name, read, None)
         if table is None:
             return None
         ids, addresses = _as_numbers(table["id"].to_pylist()), table[ADDRESS].to_numpy()

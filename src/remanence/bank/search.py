@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,12 @@ from remanence.errors import InputError
 from remanence.types import Chunk
 
 Scored = list[tuple[str, float]]
+Found = list[tuple[dict[str, Any], float]]
 NUM_PROBES = 16
 GROWTH, MAX_RETRIES = 4, 3
 MAX_QUERY_CHARS = 8_192
-MAX_CACHED_CHUNKS = 4_096
+MAX_RECENT = 4_096
+DISTANCE = "_distance"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,31 @@ class Sight:
         return sum(not self.visible(id, now) for id in self.limits)
 
 
-def _told(found: pa.Table, rows: Rows | None, columns: list[str]) -> list[dict[str, Any]]:
-    """What was found, with `columns`; KeyError where `rows` are of another version."""
-    if rows is None:
-        return found.select(columns).to_pylist()
-    return rows.read(rows.by_addresses(found[ADDRESS].to_pylist()), columns)
+@dataclass(frozen=True)
+class Query:
+    """A kind of search: of table `name`, what it reads of a hit, and the column that Lance puts its score in."""
+
+    name: str
+    columns: list[str]
+    score: str
+    build: Callable[[Table, int, bool], Any]
+
+
+@dataclass
+class Recent:
+    """What was read of one version of the chunks, by id."""
+
+    version: int = -1
+    held: dict[str, Any] = field(default_factory=dict)
+
+    def put(self, version: int, found: dict[str, Any]) -> None:
+        if version != self.version or len(self.held) > MAX_RECENT:
+            self.version, self.held = version, {}
+        self.held.update(found)
+
+    def get(self, version: int, ids: Iterable[str]) -> dict[str, Any]:
+        held = self.held if version == self.version else {}
+        return {id: held[id] for id in ids if id in held}
 
 
 class Search:
@@ -59,10 +80,13 @@ class Search:
 
     def __init__(self, scope: Scope) -> None:
         self.scope, self.store = scope, scope.store
-        self._addresses: dict[str, Resident] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Drops all that was read."""
         self._sight = Sight(-1, False, {})
-        self._chunks: tuple[int, dict[str, Chunk]] = (-1, {})
-        self._texts: tuple[int, dict[str, str]] = (-1, {})
+        self._chunks, self._texts = Recent(), Recent()
+        self._addresses: dict[str, Resident] = {CHUNKS_TABLE: self.scope.resident}
 
     def sight(self) -> Sight:
         version = self.store.version(CHUNKS_TABLE)
@@ -75,9 +99,11 @@ class Search:
         others = f"namespace != {quote(self.scope.namespace)}"
 
         async def look(table: Table) -> tuple[int, pa.Table, pa.Table]:
+            version = await table.version()
             limits = await table.query().where(mine).select(["id", "expires", "hidden_until"]).to_arrow()
             foreign = await table.query().where(others).select(["id"]).limit(1).to_arrow()
-            return await table.version(), limits, foreign
+            same = version == await table.version()  # else another thread moved on to a newer one
+            return version if same else -1, limits, foreign
 
         version, rows, foreign = self.store.read(CHUNKS_TABLE, look, (0, None, None))
         limits = {row["id"]: (row["expires"], row["hidden_until"]) for row in rows.to_pylist()} if rows else {}
@@ -89,20 +115,18 @@ class Search:
 
         match = MatchQuery(query[:MAX_QUERY_CHARS], "text")  # pyright: ignore[reportCallIssue] has defaults
 
-        def search(rows: Rows | None, limit: int) -> Scored:
-            columns = [*(["id", "text"] if rows is None else [ADDRESS]), "_score"]
+        def build(table: Table, count: int, exact: bool) -> Any:
+            return table.query().nearest_to_text(match)
 
-            def ask(table: Table, count: int, exact: bool) -> Any:
-                return table.query().nearest_to_text(match).select(columns).limit(count)
-
-            def scored(found: pa.Table) -> Scored:
-                told = _told(found, rows, ["id", "text"])
-                self._remember_texts({row["id"]: row["text"] for row in told})
-                return list(zip([row["id"] for row in told], found["_score"].to_pylist(), strict=True))
-
-            return self._grow(CHUNKS_TABLE, ask, scored, limit)
-
-        return self._with_rows(self.scope.resident, search, limit) if query.strip() else []
+        if not query.strip():
+            return []
+        found = self._grow(Query(CHUNKS_TABLE, ["id", "text"], "_score", build), limit)
+        texts = {row["id"]: row["text"] for row, _ in found}
+        for id, text in texts.items():  # no record is read: the id, which is the hash of the text, vouches for it
+            if chunk_id(self.scope.namespace, text) != id:
+                raise corrupted(id)
+        self._texts.put(self._sight.version, texts)
+        return [(row["id"], score) for row, score in found]
 
     def vector(self, vector_E: np.ndarray, embedder: str, limit: int) -> Scored:
         """See `Bank.search_vector`."""
@@ -112,114 +136,71 @@ class Search:
         if not np.isfinite(vector_E).all() or not vector_E.any():
             raise InputError("the vector to search for is zero, NaN or infinite", "check the embedder")
 
-        def search(rows: Rows | None, limit: int) -> Scored:
-            columns = ["id" if rows is None else ADDRESS, "_distance"]
+        def build(table: Table, count: int, exact: bool) -> Any:
+            query = table.query().nearest_to(vector_E).column("vector").distance_type("cosine")
+            return query.bypass_vector_index() if exact else query.nprobes(NUM_PROBES)
 
-            def ask(table: Table, count: int, exact: bool) -> Any:
-                query = table.query().nearest_to(vector_E).column("vector").distance_type("cosine")
-                query = query.bypass_vector_index() if exact else query.nprobes(NUM_PROBES)
-                return query.select(columns).limit(count)
+        return [(row["id"], score) for row, score in self._grow(Query(name, ["id"], DISTANCE, build), limit)]
 
-            def scored(found: pa.Table) -> Scored:
-                ids = [row["id"] for row in _told(found, rows, ["id"])]
-                return [(id, 1.0 - far) for id, far in zip(ids, found["_distance"].to_pylist(), strict=True)]
-
-            return self._grow(name, ask, scored, limit)
-
-        return self._with_rows(self._addresses.setdefault(name, Resident(self.store, name, ["id"])), search, limit)
-
-    def _with_rows(self, resident: Resident, search: Callable[[Rows | None, int], Scored], limit: int) -> Scored:
-        """A search that asks only for addresses of rows in RAM; as without them where others have come since.
-
-        Lance never gives an address to another row: one that is known is that row still.
-        """
-        rows = resident.rows(self.store.version(resident.name))
-        with suppress(KeyError):
-            return search(rows, limit)
-        return search(None, limit)
-
-    def _ask(
-        self, name: str, search: Callable[[Table, int, bool], Any], count: int, exact: bool, alone: bool
-    ) -> tuple[int, pa.Table] | None:
+    def _ask(self, query: Query, count: int, exact: bool, alone: bool, rows: Rows | None) -> tuple[int, Found] | None:
         """The version of the chunks, and what a search finds; `alone`: the bank has no other namespace to keep out.
 
-        The chunks are opened last: a row of another table that is seen has its chunk in the version that is given.
+        Version -1: another thread moved on to a newer one meanwhile. Of `rows` of the version that is searched,
+        Lance is asked for no more than the address.
         """
         mine = None if alone else self.scope.where()
 
-        async def ask(table: Table, chunks: Table) -> tuple[int, pa.Table]:
-            query = search(table, count, exact)
-            found = await (query.where(mine) if mine else query).to_arrow()
-            return await chunks.version(), found
+        async def ask(table: Table, chunks: Table) -> tuple[int, Found]:
+            before = await table.version(), await chunks.version()
+            held = rows if rows is not None and rows.version == before[0] else None
+            asked = query.build(table, count, exact).select([*([ADDRESS] if held else query.columns), query.score])
+            found = await (asked.where(mine) if mine else asked).limit(count).to_arrow()
+            if before != (await table.version(), await chunks.version()):
+                return -1, []
+            read = held.read(held.by_addresses(found[ADDRESS].to_pylist()), query.columns) if held else None
+            rates = (1.0 - each if query.score == DISTANCE else each for each in found[query.score].to_pylist())
+            return before[1], list(zip(found.to_pylist() if read is None else read, rates, strict=True))
 
-        return self.store.read_both(name, CHUNKS_TABLE, ask, None)
+        return self.store.read_both(query.name, CHUNKS_TABLE, ask, None)
 
-    def _grow(
-        self,
-        name: str,
-        search: Callable[[Table, int, bool], Any],
-        scored: Callable[[pa.Table], Scored],
-        limit: int,
-    ) -> Scored:
+    def _grow(self, query: Query, limit: int) -> Found:
         """Asks for more until `limit` visible chunks are found or there are no more: the same as a filter
         before the search, without its cost where nearly everything is visible. An index that runs out
         first is passed by."""
-        now, exact = self.scope.clock(), name == CHUNKS_TABLE
-        count = limit + min(self._sight.num_invisible(now), limit)
-        retries = MAX_RETRIES
+        now, exact = self.scope.clock(), query.name == CHUNKS_TABLE
+        if query.name not in self._addresses:
+            self._addresses[query.name] = Resident(self.store, query.name, ["id"])
+        rows = self._addresses[query.name].rows()
+        count, retries = limit + min(self._sight.num_invisible(now), limit), MAX_RETRIES
         while limit > 0:
             alone = not self._sight.others and retries > 0  # the last look may be out of date already
-            asked = self._ask(name, search, count, exact, alone)
+            asked = self._ask(query, count, exact, alone, rows if retries else None)
             if asked is None:
                 break
             version, found = asked
             if version != self._sight.version and retries:
                 self._sight, retries = self._look(), retries - 1
                 continue
-            hits = [(id, score) for id, score in scored(found) if math.isfinite(score) and self._sight.visible(id, now)]
-            if len(hits) >= limit or (exact and found.num_rows < count):
-                return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:limit]
-            count, exact = (count * GROWTH, exact) if found.num_rows == count else (count, True)
+            sight = self._sight
+            hits = [(row, score) for row, score in found if math.isfinite(score) and sight.visible(row["id"], now)]
+            if len(hits) >= limit or (exact and len(found) < count):
+                return sorted(hits, key=lambda hit: (-hit[1], hit[0]["id"]))[:limit]
+            count, exact = (count * GROWTH, exact) if len(found) == count else (count, True)
         return []
-
-    def forget(self) -> None:
-        """Drops all that was read."""
-        self._chunks, self._texts = (-1, {}), (-1, {})
-        self.scope.resident.clear()
-        self._addresses.clear()
 
     # --- what was read, in RAM ----------------------------------------------------------------
 
-    def _remember_texts(self, texts: dict[str, str]) -> None:
-        """A search reads no records; the id, which is the hash of the text, shows whether the text is intact."""
-        for id, text in texts.items():
-            if chunk_id(self.scope.namespace, text) != id:
-                raise corrupted(id)
-        version, held = self._texts
-        if version != self._sight.version or len(held) > MAX_CACHED_CHUNKS:
-            held = {}
-        held.update(texts)
-        self._texts = (self._sight.version, held)
-
     def texts(self, ids: Sequence[str]) -> dict[str, str]:
         """Of those of `ids` that a text search of the newest version found, and that have not expired since."""
-        sight, now = self.sight(), self.scope.clock()
-        version, held = self._texts
-        if version != sight.version:
-            return {}
-        return {id: held[id] for id in ids if id in held and not sight.expired(id, now)}
+        return self._unexpired(self._texts, ids)
 
     def remember(self, chunks: list[Chunk]) -> None:
-        version, held = self._chunks
-        if version != self._sight.version or len(held) > MAX_CACHED_CHUNKS:
-            held = {}
-        held.update({chunk.id: chunk for chunk in chunks})
-        self._chunks = (self._sight.version, held)
+        self._chunks.put(self._sight.version, {chunk.id: chunk for chunk in chunks})
 
     def remembered(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Those of `ids` that were read before, in the newest version, and have not expired since."""
+        return self._unexpired(self._chunks, ids)
+
+    def _unexpired(self, recent: Recent, ids: Sequence[str]) -> dict[str, Any]:
         sight, now = self.sight(), self.scope.clock()
-        version, held = self._chunks
-        if version != sight.version:
-            return {}
-        return {id: held[id] for id in ids if id in held and not sight.expired(id, now)}
+        return {id: held for id, held in recent.get(sight.version, ids).items() if not sight.expired(id, now)}

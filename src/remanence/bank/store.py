@@ -51,6 +51,7 @@ class Store:
         self._tables: dict[str, Table] = {}
         self._stamps: dict[str, int] = {}
         self._versions: dict[str, tuple[int, int]] = {}
+        self._num_made: dict[str, int] = {}
         self._loose: dict[str, list[int]] = {}
         self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
         limit_arenas()
@@ -170,6 +171,30 @@ class Store:
             self._versions[name] = (stamp, version)
         return version
 
+    def snapshot(self, name: str) -> Table | None:
+        """Table `name` opened anew: it stays at its version, whatever else this store reads and writes."""
+        with guard(self.name):
+            return run(self._db.open_table(name)) if self.exists(name) else None
+
+    def edition(self, name: str) -> tuple[int, ...]:
+        """Differs for any two states of any two tables of this name; its last number is `version`.
+
+        A table that was dropped and made again counts its versions from 1 again.
+        """
+        version, made = self.version(name), self._num_made.get(name, 0)
+        if self.folder is None:
+            return made, version
+        try:
+            status = (self.folder / f"{name}.lance").stat()
+        except OSError:
+            return made, 0, 0, version
+        return made, status.st_ino, status.st_ctime_ns, version
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this store holds the writers' lock now."""
+        return self._depth > 0
+
     # --- writing ------------------------------------------------------------------------------
 
     @contextmanager
@@ -211,6 +236,7 @@ class Store:
                 self.save_meta()
             if name not in run(self._names()):
                 self._tables[name] = run(self._db.create_table(name, schema=schema))
+                self._num_made[name] = self._num_made.get(name, 0) + 1
                 self.make_indexes(name)
                 self._sync(name)
 

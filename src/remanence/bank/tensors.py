@@ -13,7 +13,7 @@ import pyarrow as pa
 from remanence.bank.cache import MemoryCache
 from remanence.bank.codec import check_codec, decode, encode
 from remanence.bank.draft import digest
-from remanence.bank.resident import ADDRESS, Resident
+from remanence.bank.resident import ADDRESS, Resident, Rows
 from remanence.bank.rows import MEMORIES, any_of, vectors_schema
 from remanence.bank.store import Table
 from remanence.bank.texts import Scope, known
@@ -48,7 +48,7 @@ class Memories:
     def __init__(self, scope: Scope, ram_bytes: int) -> None:
         self.scope, self.store = scope, scope.store
         self.cache = MemoryCache(ram_bytes)
-        self._versions: dict[str, int] = {}
+        self._editions: dict[str, tuple[int, ...]] = {}
         self._heads: dict[str, Resident] = {}
 
     # --- fingerprints -------------------------------------------------------------------------
@@ -95,8 +95,8 @@ class Memories:
         with self.store.writing():
             known(self.scope, ids)
             name = self.register(fingerprint, description)
-            before = self.store.version(name)
-            fresh = before == self._versions.get(name, before)
+            before = self.store.edition(name)
+            fresh = before == self._editions.get(name, before)
             for first in range(0, len(ids), PAYLOAD_ROWS):
                 part = slice(first, first + PAYLOAD_ROWS)
                 payloads = {id: encode(memory, codec) for id, memory in zip(ids[part], memories[part], strict=True)}
@@ -104,7 +104,7 @@ class Memories:
                 self.cache.discard(payloads)
             if not fresh:
                 self.cache.clear(fingerprint)
-            self._versions[name] = self.store.version(name)
+            self._editions[name] = self.store.edition(name)
 
     def _write(self, name: str, fingerprint: str, payloads: dict[str, bytes], codec: str) -> None:
         rows = [
@@ -122,13 +122,13 @@ class Memories:
     def load(self, fingerprint: str, ids: Sequence[str]) -> list[Memory | None]:
         """See `Bank.load`."""
         name = memories_table(check_fingerprint(fingerprint))
-        version = self.store.version(name)
-        if version != self._versions.get(name):
+        edition = self.store.edition(name)
+        if edition != self._editions.get(name):
             self.cache.clear(fingerprint)
-            self._versions[name] = version
+            self._editions[name] = edition
         found = {id: memory for id in dict.fromkeys(ids) if (memory := self.cache.get(fingerprint, id)) is not None}
         missing = [id for id in dict.fromkeys(ids) if id not in found]
-        if missing and version:
+        if missing and edition[-1]:
             for id, memory in self.read(fingerprint, missing).items():
                 self.cache.put(fingerprint, id, memory)
                 found[id] = memory
@@ -137,14 +137,14 @@ class Memories:
     def read(self, fingerprint: str, ids: Sequence[str]) -> dict[str, Memory]:
         """From disk, by id, past the RAM cache; those that are not there are left out."""
         name = memories_table(fingerprint)
-        held = self._resident(name).rows(self.store.version(name))
-        heads = None if held is None else held.read([*held.by_ids(dict.fromkeys(ids)).values()], HEAD)
-        rows = self.store.read(name, lambda table: _read(table, heads, any_of("id", ids)), [])
+        held = self._heads.setdefault(name, Resident(self.store, name, HEAD[:-1])).rows()
+        rows = self.store.read(name, lambda table: _read(table, held, list(dict.fromkeys(ids))), [])
         mine = [row for row in rows if row["namespace"] == self.scope.namespace]
         return {row["id"]: decode_row(row, fingerprint) for row in mine}
 
-    def _resident(self, name: str) -> Resident:
-        return self._heads.setdefault(name, Resident(self.store, name, HEAD[:-1]))
+    def clear_heads(self) -> None:
+        """Drops what RAM holds of rows, but not the memories themselves."""
+        self._heads.clear()
 
     def missing(self, fingerprint: str, ids: Sequence[str]) -> list[str]:
         held = held_ids(self.scope, memories_table(check_fingerprint(fingerprint)), ids)
@@ -163,11 +163,12 @@ class Memories:
         return count
 
 
-async def _read(table: Table, heads: list[dict[str, Any]] | None, condition: str) -> list[dict[str, Any]]:
-    """Rows whose heads are known, else those that meet `condition`."""
-    if heads is not None:
-        return await with_payloads(table, heads)
-    return await with_payloads(table, (await table.query().where(condition).select(HEAD).to_arrow()).to_pylist())
+async def _read(table: Table, held: Rows | None, ids: list[str]) -> list[dict[str, Any]]:
+    """Rows of `ids`; where their addresses are in RAM, of the version that is read, without a query."""
+    if held is not None and held.version == await table.version():
+        return await with_payloads(table, held.read([*held.by_ids(ids).values()], HEAD))
+    found = await table.query().where(any_of("id", ids)).select(HEAD).to_arrow()
+    return await with_payloads(table, found.to_pylist())
 
 
 async def with_payloads(table: Table, heads: list[dict[str, Any]]) -> list[dict[str, Any]]:

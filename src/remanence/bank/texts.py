@@ -39,7 +39,7 @@ class Scope:
         Few rows have the value, so the namespace is compared here: its index would list the whole namespace.
         """
         values, rows = list(values), []
-        held = self.resident.rows(self.store.version(CHUNKS_TABLE)) if column == "id" else None
+        held = self.resident.rows() if column == "id" else None
         if held is not None:
             found = held.read([*held.by_ids(values).values()], READ)
             return [row for row in map(row_from_dict, found) if row.chunk.namespace == self.namespace]

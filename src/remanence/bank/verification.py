@@ -15,7 +15,7 @@ from remanence.bank.listing import live_ids
 from remanence.bank.loop import run
 from remanence.bank.reports import VerifyReport
 from remanence.bank.rows import row_from_dict
-from remanence.bank.store import CHUNKS_TABLE, Store, Table
+from remanence.bank.store import CHUNKS_TABLE, Store
 from remanence.bank.tensors import HEAD, decode_row, held_ids, memories_table, with_payloads
 from remanence.errors import BankError, InputError
 from remanence.types import Chunk, Memory
@@ -78,13 +78,13 @@ def _check_rows(bank: Bank, name: str, problem: Callable[[dict[str, Any]], str |
 def _batches(store: Store, name: str, where: str) -> Iterator[list[dict[str, Any]]]:
     has_blobs = name in store.meta.of_kind("memories")
 
-    async def begin(table: Table) -> tuple[Table, Any]:
-        query = table.query().where(where)
-        return table, await (query.select(HEAD) if has_blobs else query).to_batches(max_batch_length=BATCH_ROWS)
-
-    table, reader = store.read(name, begin, (None, None))
+    table = store.snapshot(name)
+    if table is None:
+        return
     with guard(store.name):
-        while reader is not None and (batch := run(anext(reader, None))) is not None:
+        query = table.query().where(where)
+        reader = run((query.select(HEAD) if has_blobs else query).to_batches(max_batch_length=BATCH_ROWS))
+        while (batch := run(anext(reader, None))) is not None:
             rows = batch.to_pylist()
             yield run(with_payloads(table, rows)) if has_blobs else rows
 

@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,14 @@ class SameReferences:
         self.retriever = session.retriever
         self.hits = [Hit(chunk, 1.0) for chunk in session.bank.get(ids)]
 
-    def search(self, query: str, limit: int = 5, beside: Callable[[list[str]], Any] | None = None) -> list[Hit]:
-        self.retriever.search(query, limit, beside)
+    def search(
+        self,
+        query: str,
+        limit: int = 5,
+        beside: Callable[[list[str]], Any] | None = None,
+        without: Collection[str] = (),
+    ) -> list[Hit]:
+        self.retriever.search(query, limit, beside, without)
         return self.hits[:limit]
 
 

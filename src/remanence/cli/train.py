@@ -17,7 +17,7 @@ from remanence.cli.terminal import print_json
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text.")] = "nano",
     stage: Annotated[
-        str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, or all but control.")
+        str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, or all of the recipe's.")
     ] = "all",
     data: Annotated[
         Path | None,
@@ -55,9 +55,10 @@ def train(
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        stages = ("warmup", "continual", "export") if stage == "all" else (stage,)
+        chosen = RECIPES[recipe]()
+        stages = chosen.stages if stage == "all" else (stage,)
         for one in stages:
-            run = start_run(RECIPES[recipe](), data, out, start if one == stages[0] else None, compiled)
+            run = start_run(chosen, data, out, start if one == stages[0] else None, compiled)
             run_stage(run, one, steps, resume and (out / one).exists())
     if as_json:
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,14 +38,14 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True)
 class Threshold:
-    """A chunk is recalled if one of the first two holds, which mean the same in any bank, however large, and the third.
+    """When a chunk is recalled: by `coverage` or `cosine`, which mean the same in any bank, and by `margin`.
 
     `coverage`: share of the question's content words that occur in a chunk that BM25 found; names and numbers
     count twice.
     `cosine`: similarity of question and chunk; None: the embedder's own `min_cosine`, or 0.6 if it has none,
     since what is far apart depends on the embedder.
     `margin`: share of the best hit's score. What is far less like the question than the best hit rarely helps, and
-    small models take it for the answer. 0.7 was chosen on training data (docs/notebook.md); 0 recalls all.
+    small models take it for the answer. 0.7 was chosen on training data (docs/notebook.md); 0: no margin.
     """
 
     coverage: float = 0.5
@@ -86,22 +86,29 @@ class Retriever:
         either = " or the ".join(filter(None, (covers, near)))
         return f"{how}; recalls where the {either}, and the score >= {limit.margin:g} of the best"
 
-    def search(self, query: str, limit: int = 5, beside: Callable[[list[str]], Any] | None = None) -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        limit: int = 5,
+        beside: Callable[[list[str]], Any] | None = None,
+        without: Collection[str] = (),
+    ) -> list[Hit]:
         """At most `limit` hits, best first; [] where nothing in the bank is about the query.
 
         BM25 proposes, coverage orders what it proposed; the dense search orders by cosine; where both search,
         their ranks are fused. `score` is the larger of coverage and cosine, as far as each found it. `beside` is
         called in another thread with the ids of hits while their chunks are read: time to load what belongs to them.
+        `without`: ids that are passed over, as if they were not there.
         """
         if limit < 1 or not query.strip():
             return []
-        proposed, cosines = self._candidates(query, max(limit * POOL_PER_HIT, MIN_POOL))
+        proposed, cosines = self._candidates(query, max((limit + len(without)) * POOL_PER_HIT, MIN_POOL))
         wanted = {} if self.kind == "dense" else content_words(query)
         texts = self.bank.texts(proposed)
         covered = {id: coverage(wanted, texts[id]) for id in proposed if id in texts}
         lexical = sorted(covered, key=lambda id: -covered[id])
         fused = fuse({"lexical": lexical, "dense": [*cosines]})
-        ranked = [each for each in fused if self._near(each[0], covered, cosines)]
+        ranked = [each for each in fused if each[0] not in without and self._near(each[0], covered, cosines)]
         score = {id: min(1.0, max(covered.get(id, 0.0), cosines.get(id, 0.0))) for id, _ in ranked}
         enough = self.threshold.margin * max(score.values(), default=0.0)
         ranked = [each for each in ranked if score[each[0]] >= enough]

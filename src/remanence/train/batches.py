@@ -13,8 +13,11 @@ from remanence.data.facts import TRAIN
 from remanence.train.corpora import Corpora
 from remanence.train.losses import ANSWER, TEXT
 from remanence.train.recipes.nano import Phase
-from remanence.train.renaming import Row
+from remanence.train.row import Row
 from remanence.train.rows import Encoder, book_row, draw_row, facts_row
+
+TEXT_TOKENS, TEXT_REFERENCES = 208, 5
+"""Of running text that is read for evaluation."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,13 @@ def heldout_batch(seed: int, rows: int, tokens: int, passages: int, facts: int, 
 def text_rows(seed: int, rows: int, corpora: Corpora) -> list[Row]:
     """Rows of books that are kept for evaluation, with paragraphs before them as references."""
     rng = Random(f"text {seed}")
-    return [book_row(rng, corpora.kept_paragraphs, 5) for _ in range(rows)]
+    return [book_row(rng, corpora.kept_paragraphs, TEXT_REFERENCES) for _ in range(rows)]
 
 
-def text_batch(seed: int, rows: int, corpora: Corpora, encoder: Encoder, tokens: int = 208) -> Batch:
+def text_batch(seed: int, rows: int, corpora: Corpora, encoder: Encoder) -> Batch:
     """Those rows without their references."""
-    return pack([plain_row(row, encoder, tokens) for row in text_rows(seed, rows, corpora)], tokens, encoder.pad)
+    texts = [plain_row(row, encoder, TEXT_TOKENS) for row in text_rows(seed, rows, corpora)]
+    return pack(texts, TEXT_TOKENS, encoder.pad)
 
 
 def plain_row(row: Row, encoder: Encoder, tokens: int) -> tuple[list[int], list[int]]:

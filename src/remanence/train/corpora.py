@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from remanence.data.babi import Story, read_babi
@@ -31,14 +31,13 @@ class Corpora:
     def lexicon(self) -> list[str]:
         """Lower-case words that occur at least five times, by the alphabet, but none that are kept for evaluation."""
         counts = Counter(word for text in self.paragraphs for word in re.findall(r"\b[a-z]{3,12}\b", text))
-        kept = {form for entry in words_of("verb", "heldout") for form in re.findall(r"\w+", entry)}
-        return _to_learn(counts, 5, kept)
+        return _to_learn(counts, 5)
 
     @cached_property
     def names(self) -> list[str]:
         """Words with a capital inside a sentence at least three times, as `lexicon`."""
         found = (re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,11}\b", text) for text in self.paragraphs)
-        return _to_learn(Counter(word for words in found for word in words), 3, set())
+        return _to_learn(Counter(word for words in found for word in words), 3)
 
     @cached_property
     def verbs(self) -> list[tuple[str, str]]:
@@ -48,9 +47,19 @@ class Corpora:
         return [(base, past) for base, past in pairs if past in known]
 
 
-def _to_learn(counts: Counter[str], at_least: int, kept: set[str]) -> list[str]:
-    common = (word for word, count in counts.items() if count >= at_least and word not in kept)
-    return sorted(word for word in common if not is_heldout(word) and not is_heldout(word.capitalize()))
+@cache
+def is_kept(word: str) -> bool:
+    """Whether evaluations ask for `word`, as a name or as a form of a verb: training never shows it."""
+    return is_heldout(word) or is_heldout(word.capitalize()) or word.lower() in _kept_verbs()
+
+
+@cache
+def _kept_verbs() -> frozenset[str]:
+    return frozenset(form for entry in words_of("verb", "heldout") for form in re.findall(r"\w+", entry))
+
+
+def _to_learn(counts: Counter[str], at_least: int) -> list[str]:
+    return sorted(word for word, count in counts.items() if count >= at_least and not is_kept(word))
 
 
 def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:

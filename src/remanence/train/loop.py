@@ -142,7 +142,12 @@ def evaluate_text(run: Run, rows: int = 32) -> dict[str, float]:
     if not run.corpora.kept_paragraphs:
         return {}
     run.model.eval()
-    losses = plain_losses(run, text_batch(run.recipe.seed, rows, run.corpora, run.encoder))
+    batch = text_batch(run.recipe.seed, rows, run.corpora, run.encoder).to(run.device)
+    index_N = targets(batch.kind_BT, 1)
+    with torch.autocast(run.device.type, torch.bfloat16):
+        hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+        logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
     run.model.train()
     return {"loss_text_none": round(float(losses.text), 3)}
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from remanence.lm import seam
 from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
-from remanence.train.batches import Batch, pack, plain_batch, plain_row, text_rows, with_questions
+from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, text_rows, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.loop import Run, evaluate_plain, evaluate_text, finish_step, phase_at, plain_losses, save
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
-from remanence.train.renaming import Row
+from remanence.train.row import Row
 from remanence.train.rows import Encoder, draw_row, facts_row
 from remanence.types import ExplicitMemory
 
@@ -240,8 +240,8 @@ def evaluate_memory_text(run: Run, lm: LM, slots: int | None, rows: int = 32) ->
     if not run.corpora.kept_paragraphs:
         return {}
     run.model.eval()
-    batch = pack_memory(text_rows(run.recipe.seed, rows, run.corpora), 208, run.encoder).to(run.device)
-    index_N = targets(batch.kind_BT, run.recipe.text_stride)
+    batch = pack_memory(text_rows(run.recipe.seed, rows, run.corpora), TEXT_TOKENS, run.encoder).to(run.device)
+    index_N = targets(batch.kind_BT, 1)
     with torch.autocast(lm.device.type, torch.bfloat16):
         logits_NV, _ = read_memories(lm, configured(lm, slots), batch, index_N)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)

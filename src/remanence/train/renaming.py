@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 
 from remanence.data.phrasings import KINDS, attributes
-from remanence.data.wordlists import is_heldout, words, words_of
-from remanence.train.corpora import Corpora
+from remanence.data.wordlists import words, words_of
+from remanence.train.corpora import Corpora, is_kept
+from remanence.train.row import Row
 
 RENAMED_SHARE = 0.8
 PIECES_SHARE = 0.4
@@ -22,19 +23,6 @@ KEPT_WORDS = frozenset(
     "monday tuesday wednesday thursday friday saturday sunday".split()
 )
 """Words that stay: without them the answer would not be of its kind."""
-
-
-@dataclass
-class Row:
-    """Texts of one row before they become tokens: references, then (question, answer) pairs.
-
-    `plain` is a row without structure: a stretch of text that is learned as it stands; `ids` a ready row.
-    """
-
-    references: list[str] = field(default_factory=list)
-    pairs: list[tuple[str, str]] = field(default_factory=list)
-    plain: str = ""
-    ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,11 +38,12 @@ class Pieces:
     rests: Sequence[str] = ()
 
     def word(self, rng: Random, capital: bool) -> str:
-        """One start and up to three rests; never a word that is kept for evaluation."""
+        """One start and up to three rests, three letters or more; never a word that is kept for evaluation, nor
+        one that wordings are made of."""
         while True:
             rests = rng.choices(self.rests, k=rng.choice((0, 1, 1, 2, 2, 3)))
             word = rng.choice(self.capitals if capital else self.starts) + "".join(rests)
-            if not is_heldout(word) and not is_heldout(word.capitalize()):
+            if WORD.fullmatch(word) and not is_kept(word) and word.lower() not in fixed_words():
                 return word
 
 
@@ -97,13 +86,12 @@ def _other(rng: Random, capital: bool, corpora: Corpora, pieces: Pieces, taken: 
 
 def _word(rng: Random, capital: bool, corpora: Corpora, pieces: Pieces) -> str:
     """A word of books, a name of books where a capital is wanted, or pieces of words put together."""
-    if rng.random() < PIECES_SHARE and pieces.starts:
+    if rng.random() < PIECES_SHARE and pieces != Pieces():
         return pieces.word(rng, capital)
     if not capital:
         return rng.choice(corpora.lexicon)
-    return (
-        rng.choice(corpora.names) if rng.random() < 0.5 and corpora.names else rng.choice(corpora.lexicon).capitalize()
-    )
+    own = bool(corpora.names) and rng.random() < 0.5
+    return rng.choice(corpora.names) if own else rng.choice(corpora.lexicon).capitalize()
 
 
 def _names(question: str) -> list[str]:

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from remanence.data.facts import TRAIN, sample_group
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
-from remanence.train.renaming import WORD, Pieces, Row, renamed
+from remanence.train.renaming import WORD, Pieces, renamed
+from remanence.train.row import Row
 from remanence.train.tokenizer import generator_texts
 
 
@@ -56,7 +57,10 @@ def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:
 
 
 def book_row(rng: Random, paragraphs: Sequence[str], num_references: int, before: int = 60) -> Row:
-    """Running text, and of the `before` paragraphs in front of it those that share most of its rarer words."""
+    """Running text, and of the `before` paragraphs in front of it those that share most of its rarer words.
+
+    Near the first paragraph of a book they are of the book before.
+    """
     start = rng.randrange(min(num_references, len(paragraphs) - 1), len(paragraphs))
     text, near = " ".join(paragraphs[start : start + 4]), paragraphs[max(0, start - before) : start]
     words = set(WORD.findall(text))

@@ -75,6 +75,9 @@ def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
         finish(run)
         return
     phases = run.recipe.warmup if stage == "warmup" else run.recipe.continual
+    if any(phase.books == 1 for phase in phases) and not (run.corpora.paragraphs and run.corpora.kept_paragraphs):
+        hint = "give --data with classic_books/train-00.jsonl.gz (or more) and classic_books/valid.jsonl.gz"
+        raise InputError("this recipe is trained on books, and there are none", hint)
     num_steps = steps or sum(phase.num_steps for phase in phases)
     if again:
         resume(run, stage)

@@ -1,4 +1,4 @@
-"""One file per recipe: a frozen dataclass of every number that a training run needs."""
+"""Recipes by name: every number that a training run needs, frozen."""
 
 from __future__ import annotations
 

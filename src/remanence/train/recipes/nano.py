@@ -60,7 +60,8 @@ class Recipe:
 
     Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
     passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
-    of the second stage over which they fall. `text_stride`: of text, every so many-th token counts.
+    of the second stage over which they fall. `text_stride`: of text, every so many-th token counts. `stages`: those
+    of a whole run.
     """
 
     seed: int = 0
@@ -79,4 +80,5 @@ class Recipe:
     text_weight: float = 0.1
     text_stride: int = 8
     eval_every: int = 200
+    stages: tuple[str, ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0

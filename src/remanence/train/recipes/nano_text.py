@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from remanence.train.recipes.nano import Phase, Recipe
 
 
 def nano_text() -> Recipe:
     """nano's shape; books alone. With memory, a text reads five paragraphs of those before it, 8 tokens per head."""
-    return replace(
-        Recipe(),
+    return Recipe(
         warmup=(Phase(1200, 16, 208, (5, 5), 1, books=1.0),),
         continual=(Phase(400, 16, 208, (5, 5), 1, books=1.0, slots=8),),
         plain_every=0,
         whole_every=0,
         text_stride=1,
         eval_every=25,
+        stages=("warmup", "continual", "control"),
     )
