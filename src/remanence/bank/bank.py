@@ -71,8 +71,8 @@ class Bank:
     ) -> Bank:
         """The bank in folder `path`, made if it is missing; None: in RAM, gone on close.
 
-        `ram_bytes` bounds the memories kept in RAM, `lock_seconds` the wait for another writer
-        (BankBusy), `text_index` is used when the bank is made. InputError: a folder with other files.
+        `ram_bytes` bounds the memories kept in RAM (`resident.py` says what else is), `lock_seconds` the wait for
+        another writer (BankBusy), `text_index` is used when the bank is made. InputError: a folder with other files.
         """
         folder = None if path is None else Path(path)
         return cls(folder, namespace, ram_bytes, lock_seconds, text_index, clock)

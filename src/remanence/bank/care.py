@@ -97,6 +97,7 @@ def stats(bank: Bank) -> BankStats:
         bytes_per_memory=_bytes_per_memory(bank, counts),
         disk_bytes=compaction.disk_bytes(store),
         ram_bytes=memories.cache.num_bytes,
+        ram_row_bytes=memories.row_bytes() + bank._search.row_bytes(),
         ram_limit_bytes=memories.cache.limit_bytes,
         ram_memories=len(memories.cache),
         ram_hits=memories.cache.hits,

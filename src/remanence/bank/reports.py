@@ -55,6 +55,7 @@ class BankStats:
     bytes_per_memory: float
     disk_bytes: int
     ram_bytes: int
+    ram_row_bytes: int
     ram_limit_bytes: int
     ram_memories: int
     ram_hits: int

@@ -1,7 +1,8 @@
 """Rows of a table held in RAM once it is read again and again: where each stands, and for small tables what it says.
 
 A query of Lance plans for a millisecond before it reads; a recall that asks for ids, texts and rows one after
-another is mostly planning. Rows of one version are read in one go; any change of the table drops them.
+another is mostly planning. Rows of one version are read in one go; any change of the table drops them, at the next
+look-up where another process made the change.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Resident:
             self._rows: Rows | None = None
             self._edition: tuple[int, ...] | None = None
             self._reads = 0
+
+    @property
+    def num_bytes(self) -> int:
+        rows = self._rows
+        return 0 if rows is None else rows.table.nbytes + 4 * rows.id_N.nbytes
 
     def rows(self) -> Rows | None:
         """Those of the newest version; None until it was asked for often enough, where they are too many, and for

@@ -88,6 +88,9 @@ class Search:
         self._chunks, self._texts = Recent(), Recent()
         self._addresses: dict[str, Resident] = {CHUNKS_TABLE: self.scope.resident}
 
+    def row_bytes(self) -> int:
+        return sum(each.num_bytes for each in self._addresses.values())
+
     def sight(self) -> Sight:
         version = self.store.version(CHUNKS_TABLE)
         if version != self._sight.version:

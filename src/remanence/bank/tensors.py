@@ -142,6 +142,9 @@ class Memories:
         mine = [row for row in rows if row["namespace"] == self.scope.namespace]
         return {row["id"]: decode_row(row, fingerprint) for row in mine}
 
+    def row_bytes(self) -> int:
+        return sum(each.num_bytes for each in self._heads.values())
+
     def clear_heads(self) -> None:
         """Drops what RAM holds of rows, but not the memories themselves."""
         self._heads.clear()

@@ -63,7 +63,8 @@ def run(
     """Builds a bank of `rows` random chunks in a temporary folder (about 70 KB a row, under `folder`) and asks it.
 
     `cpu_median_seconds` is what a query computes on all threads: the figure that a busy machine does not change.
-    Nothing is taken from the bank's RAM cache of memories: every memory that is loaded comes from its files.
+    Nothing is taken from the bank's RAM cache of memories: every memory that is loaded comes from its files. Rows of
+    chunks, and where memories stand, are in RAM after the first few questions, as in any bank that is only read.
     """
     if rows < 1 or queries < 1:
         raise InputError(f"rows is {rows}, queries is {queries}", "use 1 or more")
