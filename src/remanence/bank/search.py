@@ -58,6 +58,11 @@ class Query:
     build: Callable[[Table, int, bool], Any]
 
 
+async def _versions(table: Table, chunks: Table) -> tuple[int, int]:
+    version = await table.version()
+    return version, version if chunks is table else await chunks.version()
+
+
 @dataclass
 class Recent:
     """What was read of one version of the chunks, by id."""
@@ -154,11 +159,11 @@ class Search:
         mine = None if alone else self.scope.where()
 
         async def ask(table: Table, chunks: Table) -> tuple[int, Found]:
-            before = await table.version(), await chunks.version()
+            before = await _versions(table, chunks)
             held = rows if rows is not None and rows.version == before[0] else None
             asked = query.build(table, count, exact).select([*([ADDRESS] if held else query.columns), query.score])
             found = await (asked.where(mine) if mine else asked).limit(count).to_arrow()
-            if before != (await table.version(), await chunks.version()):
+            if before != await _versions(table, chunks):
                 return -1, []
             read = held.read(held.by_addresses(found[ADDRESS].to_pylist()), query.columns) if held else None
             rates = (1.0 - each if query.score == DISTANCE else each for each in found[query.score].to_pylist())

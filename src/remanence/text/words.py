@@ -111,7 +111,7 @@ def coverage(wanted: dict[str, int], text: str) -> float:
     if not wanted:
         return 0.0
     words = all_words(text, pairs=any(" " in word for word in wanted))
-    found = sum(weight for word, weight in wanted.items() if word in words)
+    found = sum(wanted[word] for word in words & wanted.keys())
     return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
 
 

@@ -87,14 +87,8 @@ def warm_up(run: Run, num_steps: int) -> None:
         run.optimizer.step(min(1.0, (run.step + 1) / run.recipe.warmup_steps))
         finish_step(run, "warmup", losses, batch.ids_BT, time.monotonic() - started)
         if run.step % run.recipe.eval_every == 0:
-            run.log(
-                {
-                    "step": run.step,
-                    "stage": "warmup",
-                    **evaluate_plain(run),
-                    **(evaluate_text(run) if phase.books else {}),
-                }
-            )
+            found = evaluate_text(run) if phase.books == 1 else evaluate_plain(run)
+            run.log({"step": run.step, "stage": "warmup", **found})
         if time.monotonic() - saved > run.save_seconds:
             save(run, "warmup")
             saved = time.monotonic()

@@ -146,7 +146,7 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
     """
     lm = reading_model(run)
     saved = time.monotonic()
-    if run.step == 0 and run.recipe.continual[0].books:
+    if run.step == 0 and run.recipe.continual[0].books == 1:
         _evaluate(run, lm, stage)
     while run.step < num_steps:
         started = time.monotonic()
@@ -166,7 +166,7 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
 def _evaluate(run: Run, lm: LM, stage: str) -> None:
     """Running text where the run trains on it, else facts."""
     phase = phase_at(run.recipe.continual, run.step)
-    found = (evaluate_memory_text if phase.books else evaluate_memory)(run, lm, phase.slots)
+    found = (evaluate_memory_text if phase.books == 1 else evaluate_memory)(run, lm, phase.slots)
     run.log({"step": run.step, "stage": stage, "slots": phase.slots, **found})
 
 
