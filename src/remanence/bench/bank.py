@@ -198,7 +198,7 @@ def _questions(first: int, texts: list[str], vectors: np.ndarray, chosen: set[in
 def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
     """Through the same retriever that sessions use, in a process of its own: memories are loaded while it reads chunks.
 
-    `load_*` is that loading, beside the reading of chunks.
+    `load_*` is that loading, beside the reading of chunks; `open_seconds` holds the import of LanceDB.
     """
     began = time.perf_counter()
     with Bank.open(folder / "bank", ram_bytes=0) as bank:

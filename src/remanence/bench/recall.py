@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,8 @@ class SameReferences:
         self.retriever = session.retriever
         self.hits = [Hit(chunk, 1.0) for chunk in session.bank.get(ids)]
 
-    def search(
-        self,
-        query: str,
-        limit: int = 5,
-        beside: Callable[[list[str]], Any] | None = None,
-        without: Collection[str] = (),
-    ) -> list[Hit]:
-        self.retriever.search(query, limit, beside, without)
+    def search(self, query: str, limit: int = 5, *rest: Any) -> list[Hit]:
+        self.retriever.search(query, limit, *rest)
         return self.hits[:limit]
 
 

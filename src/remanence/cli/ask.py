@@ -17,7 +17,7 @@ from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
 from remanence.cli.terminal import clean, err, one_line, print_json, read_input, say
-from remanence.errors import BankBusy, InputError
+from remanence.errors import BankError, InputError
 from remanence.text.decode import check_text
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def note_answer(
     bank, namespace, model, method, seed = asked_as
     known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
     options = {name: chosen[name] for name in answers.OPTIONS if name in chosen}
-    with contextlib.suppress(OSError, BankBusy):
+    with contextlib.suppress(OSError, BankError):
         noted = answers.Answer.of(reply, time=time.time(), options=options, earlier=tuple(earlier), **known)
         answers.note(bank, noted)
         if gone := noted.sources - session.bank.texts(sorted(noted.sources)).keys():

@@ -61,13 +61,18 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     return phases[-1]
 
 
+def plain_logits(run: Run, batch: Batch, index_N: Tensor) -> Tensor:
+    """logits_NV at chosen positions of whole rows, read without memory."""
+    with torch.autocast(run.device.type, torch.bfloat16):
+        hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+        return logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+
+
 def plain_losses(run: Run, batch: Batch) -> Losses:
     """Forward pass over whole rows, logits only where there is a target."""
     batch = batch.to(run.device)
     index_N = targets(batch.kind_BT, run.recipe.text_stride, run.step)
-    with torch.autocast(run.device.type, torch.bfloat16):
-        hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+    logits_NV = plain_logits(run, batch, index_N)
     return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
 
 
@@ -120,9 +125,7 @@ def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
     for passages, facts, tokens in ((1, 2, 160), (5, 3, 384)):
         batch = heldout_batch(run.recipe.seed, rows, tokens, passages, facts, run.encoder).to(run.device)
         index_N = targets(batch.kind_BT, 10**6)
-        with torch.autocast(run.device.type, torch.bfloat16):
-            hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-            logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+        logits_NV = plain_logits(run, batch, index_N)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
         found |= {f"heldout{passages}_token": round(token, 3), f"heldout{passages}_exact": round(whole, 3)}
     run.model.train()
@@ -138,9 +141,7 @@ def evaluate_text(run: Run, rows: int = 32) -> dict[str, float]:
     run.model.eval()
     batch = text_batch(run.recipe.seed, rows, run.corpora, run.encoder).to(run.device)
     index_N = targets(batch.kind_BT, 1)
-    with torch.autocast(run.device.type, torch.bfloat16):
-        hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        logits_NV = logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+    logits_NV = plain_logits(run, batch, index_N)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
     run.model.train()
     return {"loss_text_none": round(float(losses.text), 3)}
