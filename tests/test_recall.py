@@ -52,7 +52,8 @@ def test_a_chunk_that_is_forgotten_meanwhile_is_named(session: rm.Session, monke
 def test_a_damaged_memory_is_told_when_it_is_needed(session: rm.Session) -> None:
     first, second = (hit.chunk.id for hit in reader(session).hits(QUESTION, 2))
     [table] = session.bank._store.meta.of_kind("memories")
-    run(session.bank._store.existing(table).update({"codec": "fp32"}, where=f"id = '{first}'"))
+    with session.bank._store.writing():
+        run(session.bank._store.existing(table).update({"codec": "fp32"}, where=f"id = '{first}'"))
     recall = reader(session, without=(first,))
     assert [hit.chunk.id for hit in recall.hits(QUESTION, 1)] == [second]
     assert len(recall.memories(recall.hits(QUESTION, 1))) == 1

@@ -212,7 +212,7 @@ def test_a_version_that_has_settled_is_not_asked_for_again(tmp_path: Path, monke
         writer.add([draft("a first text")])
         version = reader._store.version("chunks")
         with monkeypatch.context() as patched:
-            patched.setattr(reader._store, "read", None)
+            patched.setattr(reader._store, "read_at", None)
             assert reader._store.version("chunks") == version
         writer.add([draft("a second text")])
         assert reader._store.version("chunks") > version

@@ -38,8 +38,9 @@ def test_a_flipped_bit_in_any_file_is_detected(tmp_path: Path) -> None:
 
 def overwrite(bank: Bank, table: str, column: str, value: str) -> None:
     """Changes a column behind the bank's back, as if other bytes had been on disk."""
-    run(bank._store.existing(table).update({column: value}))
-    bank._store._sync(table)
+    with bank._store.writing():
+        run(bank._store.existing(table).update({column: value}))
+        bank._store._sync(table)
 
 
 @pytest.mark.parametrize("column", ["text", "record"])
@@ -79,16 +80,17 @@ def test_a_changed_memory_is_never_returned(bank: Bank, column: str, value: obje
     one, two = (add_one(bank, text) for text in ("one", "two"))
     bank.put_memories(FINGERPRINT, [one, two], [make_memory(0), make_memory(1)])
     [table] = bank._store.meta.of_kind("memories")
-    lance = bank._store.existing(table)
-    if column == "id":  # two memories change places
-        run(lance.update({"id": "swap"}, where=f"id = '{one}'"))
-        run(lance.update({"id": one}, where=f"id = '{two}'"))
-    elif isinstance(value, bytes):
-        [head] = run(lance.query().where(f"id = '{one}'").select(HEAD[:-1]).to_arrow()).to_pylist()
-        change = pa.Table.from_pylist([head | {column: value}], schema=MEMORIES)
-        run(lance.merge_insert("id").when_matched_update_all().execute(change))
-    else:
-        overwrite(bank, table, column, value)
+    with bank._store.writing():
+        lance = bank._store.existing(table)
+        if column == "id":  # two memories change places
+            run(lance.update({"id": "swap"}, where=f"id = '{one}'"))
+            run(lance.update({"id": one}, where=f"id = '{two}'"))
+        elif isinstance(value, bytes):
+            [head] = run(lance.query().where(f"id = '{one}'").select(HEAD[:-1]).to_arrow()).to_pylist()
+            change = pa.Table.from_pylist([head | {column: value}], schema=MEMORIES)
+            run(lance.merge_insert("id").when_matched_update_all().execute(change))
+        else:
+            overwrite(bank, table, column, value)
     with pytest.raises(BankCorrupted, match=f"{one}.*checksum.* -> "):
         bank.load(FINGERPRINT, [one])
     assert not bank.verify().ok
@@ -136,7 +138,8 @@ def test_verify_finds_missing_files_and_a_missing_list(disk_bank: Bank, tmp_path
 def test_verify_finds_tensors_without_text(bank: Bank) -> None:
     one, two = (add_one(bank, text) for text in ("one", "two"))
     bank.put_memories(FINGERPRINT, [one, two], [make_memory(0), make_memory(1)])
-    run(bank._store.existing("chunks").delete(f"id = '{one}'"))
+    with bank._store.writing():
+        run(bank._store.existing("chunks").delete(f"id = '{one}'"))
     [problem] = bank.verify().problems
     assert "1 rows have no chunk" in problem
     assert bank.compact().num_orphans == 1

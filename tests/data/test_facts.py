@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from remanence.data import facts, phrasings, values, wordlists
 from remanence.data.facts import HELDOUT, TRAIN, distractor_passages, heldout_facts, sample_group
 from remanence.data.subjects import open_attribute
+from remanence.data.wordlists import words, words_of
 
 
 def groups(split: str, count: int = 200) -> list[facts.Example]:
@@ -99,3 +101,11 @@ def test_distractors_are_different_texts() -> None:
 
 def test_every_passage_says_something() -> None:
     assert all(p.facts or p.deeds for group in groups(TRAIN, 400) for p in group.passages)
+
+
+def test_verbs_of_training_share_no_form_with_those_of_evaluation() -> None:
+    kept = {form for entry in words_of("verb", "heldout") for form in re.findall(r"\w+", entry)} - {"about"}
+    assert "heated" in kept
+    for entry in (*words_of("verb", "train"), *words("verb_more")):
+        base, past = entry.split("/")
+        assert not kept & {*base.split(), *past.split()}

@@ -125,7 +125,10 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(folder
     run_stage(run, "continual", 2, False)
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert all(record["loss_text"] > 1 > record["loss_answer"] == 0 for record in log if "loss_text" in record)
-    assert {"loss_text_none", "loss_text_memory"} <= log[-1].keys()
+    assert {"loss_text_none", "loss_text_memory"} <= log[-2].keys()
+    ends = [record for record in log if "loss_text_none_512" in record]
+    assert [record["step"] for record in ends] == [0, 2]
+    assert ends[-1]["loss_text_memory_512"] > 1
     batch = memory.memory_batch(run, phase, "x")
     assert [len(row) for row in batch.references] == [2, 2, 2]
     assert batch.kind_BT.eq(TEXT).sum() > 60

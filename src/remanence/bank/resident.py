@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from remanence.bank.draft import ID
-from remanence.bank.store import Store, Table
+from remanence.bank.store import Pin, Store
 from remanence.errors import BankError
 
 READS_BEFORE = 8
@@ -94,24 +94,23 @@ class Resident:
         return rows
 
     def _load(self, version: int) -> Rows | None:
-        async def read(table: Table) -> pa.Table | None:
-            num_rows = await table.count_rows()
-            if await table.version() != version or num_rows >= self._too_many:
+        async def read(pin: Pin) -> pa.Table | None:
+            num_rows = await pin.table.count_rows()
+            if pin.version != version or num_rows >= self._too_many:
                 return None
             batches, num_bytes = [], 0
-            reader = await table.query().select([*self.columns, ADDRESS]).to_batches()
+            reader = await pin.table.query().select([*self.columns, ADDRESS]).to_batches()
             async for batch in reader:
                 batches.append(batch)
                 num_bytes += batch.nbytes
                 if num_bytes > LIMIT_BYTES:
                     self._too_many = num_rows
                     return None
-            whole = await table.version() == version
-            return pa.Table.from_batches(batches, reader.schema).combine_chunks() if whole else None
+            return pa.Table.from_batches(batches, reader.schema).combine_chunks()
 
         table = None
         with suppress(BankError):  # whoever needs what is damaged is told; others do not need it
-            table = self.store.read(self.name, read, None)
+            table = self.store.read_at((self.name,), read, None)
         if table is None:
             return None
         ids, addresses = _as_numbers(table["id"].to_pylist()), table[ADDRESS].to_numpy()

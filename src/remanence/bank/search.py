@@ -13,7 +13,7 @@ import pyarrow as pa
 from remanence.bank.draft import chunk_id
 from remanence.bank.resident import ADDRESS, Resident, Rows
 from remanence.bank.rows import corrupted, quote
-from remanence.bank.store import CHUNKS_TABLE, Table
+from remanence.bank.store import CHUNKS_TABLE, Pin, Table
 from remanence.bank.tensors import check_dim, vectors_table
 from remanence.bank.texts import Scope
 from remanence.errors import InputError
@@ -56,11 +56,6 @@ class Query:
     columns: list[str]
     score: str
     build: Callable[[Table, int, bool], Any]
-
-
-async def _versions(table: Table, chunks: Table) -> tuple[int, int]:
-    version = await table.version()
-    return version, version if chunks is table else await chunks.version()
 
 
 @dataclass
@@ -106,14 +101,12 @@ class Search:
         mine = self.scope.where("expires IS NOT NULL OR hidden_until IS NOT NULL")
         others = f"namespace != {quote(self.scope.namespace)}"
 
-        async def look(table: Table) -> tuple[int, pa.Table, pa.Table]:
-            version = await table.version()
-            limits = await table.query().where(mine).select(["id", "expires", "hidden_until"]).to_arrow()
-            foreign = await table.query().where(others).select(["id"]).limit(1).to_arrow()
-            same = version == await table.version()  # else another thread moved on to a newer one
-            return version if same else -1, limits, foreign
+        async def look(pin: Pin) -> tuple[int, pa.Table, pa.Table]:
+            limits = await pin.table.query().where(mine).select(["id", "expires", "hidden_until"]).to_arrow()
+            foreign = await pin.table.query().where(others).select(["id"]).limit(1).to_arrow()
+            return pin.version, limits, foreign
 
-        version, rows, foreign = self.store.read(CHUNKS_TABLE, look, (0, None, None))
+        version, rows, foreign = self.store.read_at((CHUNKS_TABLE,), look, (0, None, None))
         limits = {row["id"]: (row["expires"], row["hidden_until"]) for row in rows.to_pylist()} if rows else {}
         return Sight(version, foreign is not None and foreign.num_rows > 0, limits)
 
@@ -153,23 +146,19 @@ class Search:
     def _ask(self, query: Query, count: int, exact: bool, alone: bool, rows: Rows | None) -> tuple[int, Found] | None:
         """The version of the chunks, and what a search finds; `alone`: the bank has no other namespace to keep out.
 
-        Version -1: another thread moved on to a newer one meanwhile. Of `rows` of the version that is searched,
-        Lance is asked for no more than the address.
+        Of `rows` of the version that is searched, Lance is asked for no more than the address.
         """
         mine = None if alone else self.scope.where()
 
-        async def ask(table: Table, chunks: Table) -> tuple[int, Found]:
-            before = await _versions(table, chunks)
-            held = rows if rows is not None and rows.version == before[0] else None
-            asked = query.build(table, count, exact).select([*([ADDRESS] if held else query.columns), query.score])
+        async def ask(pin: Pin, chunks: Pin) -> tuple[int, Found]:
+            held = rows if rows is not None and rows.version == pin.version else None
+            asked = query.build(pin.table, count, exact).select([*([ADDRESS] if held else query.columns), query.score])
             found = await (asked.where(mine) if mine else asked).limit(count).to_arrow()
-            if before != await _versions(table, chunks):
-                return -1, []
             read = held.read(held.by_addresses(found[ADDRESS].to_pylist()), query.columns) if held else None
             rates = (1.0 - each if query.score == DISTANCE else each for each in found[query.score].to_pylist())
-            return before[1], list(zip(found.to_pylist() if read is None else read, rates, strict=True))
+            return chunks.version, list(zip(found.to_pylist() if read is None else read, rates, strict=True))
 
-        return self.store.read_both(query.name, CHUNKS_TABLE, ask, None)
+        return self.store.read_at((query.name, CHUNKS_TABLE), ask, None)
 
     def _grow(self, query: Query, limit: int) -> Found:
         """Asks for more until `limit` visible chunks are found or there are no more: the same as a filter

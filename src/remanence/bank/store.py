@@ -6,8 +6,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,16 @@ KEEP_VERSIONS = timedelta(minutes=5)
 """Long enough for a reader in another process to finish what it began."""
 
 
+@dataclass(frozen=True)
+class Pin:
+    """A table opened at one version, where it stays, whatever is written. `stamp`: of the folder then; 0: too fresh
+    to tell it from a later one."""
+
+    table: Table
+    version: int
+    stamp: int
+
+
 class Store:
     """`folder` None: everything in RAM, gone with the store."""
 
@@ -48,9 +59,8 @@ class Store:
         self.folder, self.lock_seconds = folder, lock_seconds
         self.name = str(folder) if folder else "in RAM"
         self.seal = Seal(folder) if folder else None
-        self._tables: dict[str, Table] = {}
-        self._stamps: dict[str, int] = {}
-        self._versions: dict[str, tuple[int, int]] = {}
+        self._pins: dict[str, Pin] = {}
+        self._num_writes = 1
         self._num_made: dict[str, int] = {}
         self._loose: dict[str, list[int]] = {}
         self._mutex, self._depth, self.is_open = threading.RLock(), 0, True
@@ -98,27 +108,31 @@ class Store:
 
     # --- reading ------------------------------------------------------------------------------
 
-    async def _open(self, name: str) -> Table | None:
-        """Table `name` at its newest version; None where the bank has none of this name."""
+    async def _pin(self, name: str) -> Pin | None:
+        """Table `name` at its newest version; None where the bank has none of this name.
+
+        Opened anew for each version (a third of a millisecond): a handle that moves on would do so under whoever
+        reads in another thread.
+        """
         if name not in self.meta.tables:
             self._reload_meta()
         if name not in self.meta.tables:
             return None
-        table, stamp = self._tables.get(name), self._stamp(name)
+        pin, stamp = self._pins.get(name), self._stamp(name)
+        if pin is not None and stamp and pin.stamp == stamp:
+            return pin
         settled = self.folder is None or time.time_ns() - stamp > RECENT_NS
-        if table is not None and stamp == self._stamps.get(name):
-            return table
-        if table is not None:
-            await table.checkout_latest()
-        elif name in await self._names():
-            table = self._tables[name] = await self._db.open_table(name)
-        self._stamps[name] = stamp if settled else 0
-        return table
+        if pin is None and name not in await self._names():
+            return None
+        table = await self._db.open_table(name)
+        pin = self._pins[name] = Pin(table, await table.version(), stamp if settled else 0)
+        return pin
 
     def _stamp(self, name: str) -> int:
-        """When a version of table `name` was last added or removed, in nanoseconds; 1: in RAM, by this store alone."""
+        """When a version of table `name` was last added or removed, in nanoseconds; in RAM: after how many writes,
+        and 0 during one."""
         if self.folder is None:
-            return 1
+            return 0 if self._depth else self._num_writes
         try:
             return (self.folder / f"{name}.lance" / "_versions").stat().st_mtime_ns
         except OSError:
@@ -129,47 +143,45 @@ class Store:
 
     def exists(self, name: str) -> bool:
         with guard(self.name):
-            return run(self._open(name)) is not None
+            return run(self._pin(name)) is not None
 
     def existing(self, name: str) -> Table:
-        """Lance's table, where the bank must have it; its methods are coroutines for `loop.run`."""
-        table = run(self._open(name))
+        """Lance's table, opened anew, where the bank must have it; its methods are coroutines for `loop.run`."""
+        table = self.snapshot(name)
         if table is None:
             raise BankCorrupted(f"bank {self.name!r} has lost its table {name!r}", "run `remanence bank verify`")
         return table
 
     def read(self, name: str, action: Callable[[Table], Awaitable[Result]], empty: Result) -> Result:
         """What `action` on table `name` gives; `empty`: there is no such table."""
-        return self.read_both(name, name, lambda table, _: action(table), empty)
+        return self.read_at((name,), lambda pin: action(pin.table), empty)
 
-    def read_both(
-        self, name: str, other: str, action: Callable[[Table, Table], Awaitable[Result]], empty: Result
-    ) -> Result:
-        """`action` on two tables, once more if a `compact` elsewhere took their files away."""
+    def read_at(self, names: Sequence[str], action: Callable[..., Awaitable[Result]], empty: Result) -> Result:
+        """`action` on the pins of `names`, once more if a `compact` elsewhere took their files away."""
 
         async def attempt() -> Result:
-            tables = [await self._open(each) for each in dict.fromkeys((name, other))]
-            return empty if None in tables else await action(tables[0], tables[-1])
+            pins = [await self._pin(name) for name in names]
+            return empty if None in pins else await action(*pins)
 
         with guard(self.name):
             try:
                 return run(attempt())
             except Exception:
-                self._tables.pop(name, None)
-                self._tables.pop(other, None)
+                for name in names:
+                    self._pins.pop(name, None)
                 self._reload_meta()
             return run(attempt())
 
     def version(self, name: str) -> int:
         """Grows with every change of the table, whoever made it; 0 where there is none."""
-        stamp, seen = self._stamp(name), self._versions.get(name)
-        if seen and seen[0] == stamp:
-            return seen[1]
-        settled = self.folder is not None and time.time_ns() - stamp > RECENT_NS
-        version = self.read(name, lambda table: table.version(), 0)
-        if settled:  # no later change can have this stamp
-            self._versions[name] = (stamp, version)
-        return version
+        pin = self._pins.get(name)
+        if pin is not None and pin.stamp and pin.stamp == self._stamp(name):
+            return pin.version
+
+        async def version(pin: Pin) -> int:
+            return pin.version
+
+        return self.read_at((name,), version, 0)
 
     def snapshot(self, name: str) -> Table | None:
         """Table `name` opened anew: it stays at its version, whatever else this store reads and writes."""
@@ -215,9 +227,10 @@ class Store:
                     yield
                 finally:
                     self._depth -= 1
+                    self._num_writes += 1
 
-    def commit(self, name: str, action: Callable[[Table], Awaitable[Any]], num_rows: int = 0) -> int:
-        """One change of table `name`: atomic, and on disk when this returns. Returns the new version."""
+    def commit(self, name: str, action: Callable[[Table], Awaitable[Any]], num_rows: int = 0) -> None:
+        """One change of table `name`: atomic, and on disk when this returns."""
         with self.writing():
             table = self.existing(name)
             run(action(table))
@@ -226,7 +239,6 @@ class Store:
                 self._tidy(name, table, num_rows)
             if num_rows >= BULK_ROWS:
                 trim()
-            return run(table.version())
 
     def create(self, name: str, schema: pa.Schema, entry: dict[str, Any]) -> None:
         """Makes table `name` if it is missing, with its indexes; `entry` says in `meta.json` what it holds."""
@@ -235,14 +247,14 @@ class Store:
                 self.meta.tables[name] = entry
                 self.save_meta()
             if name not in run(self._names()):
-                self._tables[name] = run(self._db.create_table(name, schema=schema))
+                run(self._db.create_table(name, schema=schema))
                 self._num_made[name] = self._num_made.get(name, 0) + 1
                 self.make_indexes(name)
                 self._sync(name)
 
     def drop(self, name: str) -> None:
         with self.writing():
-            self._tables.pop(name, None)
+            self._pins.pop(name, None)
             self.meta.tables.pop(name, None)
             self.meta.dirty = [other for other in self.meta.dirty if other != name]
             with self.removing(name):
@@ -308,7 +320,7 @@ class Store:
             run(table.optimize(cleanup_older_than=keep, delete_unverified=True))  # no other writer: we hold the lock
             self.make_indexes(name)
             if keep == AT_ONCE:  # the versions before those indexes, too
-                run(table.optimize(cleanup_older_than=keep, delete_unverified=True))
+                run(self.existing(name).optimize(cleanup_older_than=keep, delete_unverified=True))
         self._loose[name] = [0, 0]
         trim()
 
@@ -350,6 +362,5 @@ class Store:
             self.meta, self._meta_seen = meta, stamp
 
     def close(self) -> None:
-        self._tables.clear()
-        self._versions.clear()
+        self._pins.clear()
         self._db, self.is_open = None, False

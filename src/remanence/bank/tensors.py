@@ -15,7 +15,7 @@ from remanence.bank.codec import check_codec, decode, encode
 from remanence.bank.draft import digest
 from remanence.bank.resident import ADDRESS, Resident, Rows
 from remanence.bank.rows import MEMORIES, any_of, vectors_schema
-from remanence.bank.store import Table
+from remanence.bank.store import Pin, Table
 from remanence.bank.texts import Scope, known
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.types import Memory
@@ -138,7 +138,7 @@ class Memories:
         """From disk, by id, past the RAM cache; those that are not there are left out."""
         name = memories_table(fingerprint)
         held = self._heads.setdefault(name, Resident(self.store, name, HEAD[:-1])).rows()
-        rows = self.store.read(name, lambda table: _read(table, held, list(dict.fromkeys(ids))), [])
+        rows = self.store.read_at((name,), lambda pin: _read(pin, held, list(dict.fromkeys(ids))), [])
         mine = [row for row in rows if row["namespace"] == self.scope.namespace]
         return {row["id"]: decode_row(row, fingerprint) for row in mine}
 
@@ -166,12 +166,12 @@ class Memories:
         return count
 
 
-async def _read(table: Table, held: Rows | None, ids: list[str]) -> list[dict[str, Any]]:
+async def _read(pin: Pin, held: Rows | None, ids: list[str]) -> list[dict[str, Any]]:
     """Rows of `ids`; where their addresses are in RAM, of the version that is read, without a query."""
-    if held is not None and held.version == await table.version():
-        return await with_payloads(table, held.read([*held.by_ids(ids).values()], HEAD))
-    found = await table.query().where(any_of("id", ids)).select(HEAD).to_arrow()
-    return await with_payloads(table, found.to_pylist())
+    if held is not None and held.version == pin.version:
+        return await with_payloads(pin.table, held.read([*held.by_ids(ids).values()], HEAD))
+    found = await pin.table.query().where(any_of("id", ids)).select(HEAD).to_arrow()
+    return await with_payloads(pin.table, found.to_pylist())
 
 
 async def with_payloads(table: Table, heads: list[dict[str, Any]]) -> list[dict[str, Any]]:

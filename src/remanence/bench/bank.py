@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ class Question:
 
 @dataclass
 class Asked:
-    """An embedder that has the answer ready: embedding is not what is measured here."""
+    """An embedder that has the answer ready, in `vector_E`: embedding is not what is measured here."""
 
-    vector_E: np.ndarray
+    vector_E: np.ndarray = field(default_factory=lambda: np.ones(WIDTH, dtype=np.float32))
     name: str = "bench"
     dim: int = WIDTH
 
@@ -204,9 +204,10 @@ def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
     with Bank.open(folder / "bank", ram_bytes=0) as bank:
         open_seconds = time.perf_counter() - began
         totals, loads, cpu, num_right = [], [], [], 0
+        asked = Asked()
+        retriever = Retriever(bank, asked, threshold=Threshold(0.0, -1.0, 0.0))
         for question in [*questions[:3], *questions]:
-            cpu_began = time.process_time()
-            retriever = Retriever(bank, Asked(question.vector_E), threshold=Threshold(0.0, -1.0, 0.0))
+            asked.vector_E, cpu_began = question.vector_E, time.process_time()
             loaded: dict[str, Any] = {}
             began = time.perf_counter()
             hits = retriever.search(question.text, NUM_HITS, _loading(bank, loaded, loads))

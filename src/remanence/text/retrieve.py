@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from remanence.text.words import content_words, coverage
 from remanence.types import Chunk, Hit
 
 Kind = Literal["hybrid", "lexical", "dense"]
+One, Other = TypeVar("One"), TypeVar("Other")
 RANK_CONSTANT = 60
 """k of reciprocal rank fusion (Cormack et al. 2009): a chunk's worth is the sum of 1 / (k + rank)."""
 POOL_PER_HIT = 4
@@ -23,6 +24,8 @@ POOL_PER_HIT = 4
 MIN_POOL = 20
 EMBED_BATCH = 64
 MIN_COSINE = 0.6
+MAX_BESIDE = 4
+"""Threads for what can be done beside each other; started as they are needed, kept, and gone with the retriever."""
 
 
 class Searchable(Protocol):
@@ -72,6 +75,7 @@ class Retriever:
         self.threshold = threshold or Threshold()
         own = getattr(embedder, "min_cosine", MIN_COSINE)
         self.min_cosine = own if self.threshold.cosine is None else self.threshold.cosine
+        self._beside = ThreadPoolExecutor(MAX_BESIDE, thread_name_prefix="remanence-search")
 
     def describe(self) -> str:
         """One line for people: how this retriever searches, and when it stays silent."""
@@ -126,21 +130,24 @@ class Retriever:
     def _read(self, ids: list[str], beside: Callable[[list[str]], Any] | None) -> dict[str, Chunk]:
         if beside is None:
             return self._chunks(ids)
-        with ThreadPoolExecutor(1) as other:
-            waiting = other.submit(beside, ids)
-            chunks = self._chunks(ids)
-            waiting.result()
-        return chunks
+        return self._at_once(lambda: self._chunks(ids), lambda: beside(ids))[0]
 
     def _candidates(self, query: str, pool: int) -> tuple[list[str], dict[str, float]]:
         """Ids that BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""
         if self.kind == "dense" or self.embedder is None:
             proposed = [] if self.kind == "dense" else self.bank.search_text(query, pool)
             return [id for id, _ in proposed], self._dense(query, pool)
-        with ThreadPoolExecutor(1) as beside:
-            waiting = beside.submit(self.bank.search_text, query, pool)
-            cosines = self._dense(query, pool)
-            return [id for id, _ in waiting.result()], cosines
+        cosines, proposed = self._at_once(lambda: self._dense(query, pool), lambda: self.bank.search_text(query, pool))
+        return [id for id, _ in proposed], cosines
+
+    def _at_once(self, here: Callable[[], One], there: Callable[[], Other]) -> tuple[One, Other]:
+        """What both give; `there` runs in another thread, and has ended when this returns or raises."""
+        waiting = self._beside.submit(there)
+        try:
+            found = here()
+        finally:
+            wait([waiting])
+        return found, waiting.result()
 
     def _chunks(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Without those that were forgotten, or expired, since they were found."""

@@ -52,10 +52,9 @@ def text_rows(seed: int, rows: int, corpora: Corpora) -> list[Row]:
     return [book_row(rng, corpora.kept_paragraphs, TEXT_REFERENCES) for _ in range(rows)]
 
 
-def text_batch(seed: int, rows: int, corpora: Corpora, encoder: Encoder) -> Batch:
-    """Those rows without their references."""
-    texts = [plain_row(row, encoder, TEXT_TOKENS) for row in text_rows(seed, rows, corpora)]
-    return pack(texts, TEXT_TOKENS, encoder.pad)
+def text_batch(rows: list[Row], encoder: Encoder) -> Batch:
+    """Rows of running text without their references."""
+    return pack([plain_row(row, encoder, TEXT_TOKENS) for row in rows], TEXT_TOKENS, encoder.pad)
 
 
 def plain_row(row: Row, encoder: Encoder, tokens: int) -> tuple[list[int], list[int]]:

@@ -39,13 +39,6 @@ class Corpora:
         found = (re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,11}\b", text) for text in self.paragraphs)
         return _to_learn(Counter(word for words in found for word in words), 3)
 
-    @cached_property
-    def verbs(self) -> list[tuple[str, str]]:
-        """(base, past) of words of the lexicon that look like regular verbs."""
-        known = set(self.lexicon)
-        pairs = ((word, f"{word}d" if word.endswith("e") else f"{word}ed") for word in self.lexicon)
-        return [(base, past) for base, past in pairs if past in known]
-
 
 @cache
 def is_kept(word: str) -> bool:

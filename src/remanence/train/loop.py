@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from remanence.train import checkpoint
-from remanence.train.batches import Batch, heldout_batch, plain_batch, text_batch
+from remanence.train.batches import Batch, heldout_batch, plain_batch, text_batch, text_rows
 from remanence.train.corpora import Corpora
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
 from remanence.train.model import compile_layers, logits_at, use_fast_attention
 from remanence.train.optimizer import Optimizer
 from remanence.train.recipes.nano import Phase, Recipe
+from remanence.train.row import Row
 from remanence.train.rows import Encoder
 
 
@@ -136,15 +137,32 @@ def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
 @torch.compiler.set_stance("force_eager")
 def evaluate_text(run: Run, rows: int = 32) -> dict[str, float]:
     """`loss_text_none`: nats per token of running text from books that are kept for evaluation, read by itself."""
+
+    def read(part: list[Row]) -> tuple[Tensor, Batch]:
+        batch = text_batch(part, run.encoder).to(run.device)
+        return plain_logits(run, batch, targets(batch.kind_BT, 1)), batch
+
+    return mean_text_loss(run, rows, "loss_text_none", read)
+
+
+def mean_text_loss(
+    run: Run, num_rows: int, name: str, read: Callable[[list[Row]], tuple[Tensor, Any]]
+) -> dict[str, float]:
+    """`name`: the mean over all tokens of rows of kept books, 32 of them at a time; {} where there are no such books.
+
+    `read` gives logits_NV of all tokens of a part, and its batch.
+    """
     if not run.corpora.kept_paragraphs:
         return {}
     run.model.eval()
-    batch = text_batch(run.recipe.seed, rows, run.corpora, run.encoder).to(run.device)
-    index_N = targets(batch.kind_BT, 1)
-    logits_NV = plain_logits(run, batch, index_N)
-    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
+    rows, total, count = text_rows(run.recipe.seed, num_rows, run.corpora), 0.0, 0
+    for first in range(0, num_rows, 32):
+        logits_NV, batch = read(rows[first : first + 32])
+        index_N = targets(batch.kind_BT, 1)
+        losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
+        total, count = total + float(losses.text) * len(index_N), count + len(index_N)
     run.model.train()
-    return {"loss_text_none": round(float(losses.text), 3)}
+    return {name: round(total / count, 4)}
 
 
 def save(run: Run, stage: str) -> None:

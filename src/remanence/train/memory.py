@@ -13,9 +13,18 @@ from torch import Tensor
 from remanence.lm import seam
 from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
-from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, text_rows, with_questions
+from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
-from remanence.train.loop import Run, evaluate_plain, evaluate_text, finish_step, phase_at, plain_losses, save
+from remanence.train.loop import (
+    Run,
+    evaluate_plain,
+    evaluate_text,
+    finish_step,
+    mean_text_loss,
+    phase_at,
+    plain_losses,
+    save,
+)
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
@@ -26,6 +35,7 @@ from remanence.types import ExplicitMemory
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
 KEPT = 8
 PARTS = 3
+ENDS_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -146,8 +156,8 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
     """
     lm = reading_model(run)
     saved = time.monotonic()
-    if run.step == 0 and run.recipe.continual[0].books == 1:
-        _evaluate(run, lm, stage)
+    if run.step == 0:
+        _evaluate_ends(run, lm, stage)
     while run.step < num_steps:
         started = time.monotonic()
         phase = phase_at(run.recipe.continual, run.step)
@@ -161,6 +171,15 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
             save(run, stage)
             saved = time.monotonic()
     save(run, stage)
+    _evaluate_ends(run, lm, stage)
+
+
+def _evaluate_ends(run: Run, lm: LM, stage: str) -> None:
+    """Before the first step and after the last, running text of many rows: differences are small beside its noise."""
+    if run.recipe.continual[0].books == 1:
+        found = evaluate_memory_text(run, lm, run.recipe.continual[0].slots, ENDS_ROWS)
+        named = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
+        run.log({"step": run.step, "stage": stage, **named})
 
 
 def _evaluate(run: Run, lm: LM, stage: str) -> None:
@@ -237,13 +256,10 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict
 @torch.no_grad()
 def evaluate_memory_text(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict[str, float]:
     """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without."""
-    if not run.corpora.kept_paragraphs:
-        return {}
-    run.model.eval()
-    batch = pack_memory(text_rows(run.recipe.seed, rows, run.corpora), TEXT_TOKENS, run.encoder).to(run.device)
-    index_N = targets(batch.kind_BT, 1)
-    with torch.autocast(lm.device.type, torch.bfloat16):
-        logits_NV, _ = read_memories(lm, configured(lm, slots), batch, index_N)
-    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
-    run.model.train()
-    return {"loss_text_memory": round(float(losses.text), 3), **evaluate_text(run, rows)}
+
+    def read(part: list[Row]) -> tuple[Tensor, MemoryBatch]:
+        batch = pack_memory(part, TEXT_TOKENS, run.encoder).to(run.device)
+        with torch.autocast(lm.device.type, torch.bfloat16):
+            return read_memories(lm, configured(lm, slots), batch, targets(batch.kind_BT, 1))[0], batch
+
+    return {**mean_text_loss(run, rows, "loss_text_memory", read), **evaluate_text(run, rows)}

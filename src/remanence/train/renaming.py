@@ -1,4 +1,4 @@
-"""Exchanges the names, verbs and words of answers of a training row for others, wherever they stand in it."""
+"""Exchanges the names and words of answers of a training row for others, wherever they stand in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from random import Random
 
 from remanence.data.phrasings import KINDS, attributes
-from remanence.data.wordlists import words, words_of
+from remanence.data.wordlists import words
 from remanence.train.corpora import Corpora, is_kept
 from remanence.train.row import Row
 
@@ -48,7 +48,7 @@ class Pieces:
 
 
 def renamed(rng: Random, row: Row, corpora: Corpora, pieces: Pieces, share: float = RENAMED_SHARE) -> Row:
-    """The row with names, words of answers and verbs exchanged for others of any book, wherever they stand in it.
+    """The row with names and words of answers exchanged for others of any book, wherever they stand in it.
 
     The generator's lists are short and each of their words is one token: without this a model learns them by
     heart, and finds and copies no word beyond them, which has several tokens. What words wordings are made of stays.
@@ -63,9 +63,6 @@ def renamed(rng: Random, row: Row, corpora: Corpora, pieces: Pieces, share: floa
     for word in dict.fromkeys(found):
         if word.lower() not in fixed_words() and rng.random() < share:
             exchange[word] = _other(rng, word[0].isupper(), corpora, pieces, taken)
-    for base, past in verbs():
-        if past in told and corpora.verbs and rng.random() < share:
-            exchange[base], exchange[past] = rng.choice(corpora.verbs)
     if not exchange:
         return row
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, exchange)) + r")\b")
@@ -114,10 +111,3 @@ def things() -> frozenset[str]:
     """The generator's things, animals and foods that are one word."""
     sections = ("noun", "object", "object_one", "animal", "food", "event_noun")
     return frozenset(entry for name in sections for entry in words(name) if WORD.fullmatch(entry))
-
-
-@cache
-def verbs() -> tuple[tuple[str, str], ...]:
-    """(base, past) of the verbs of training that are single words of two forms, and words of no wording."""
-    forms = (tuple(entry.split("/")) for entry in words_of("verb", "train") if " " not in entry)
-    return tuple((base, past) for base, past in forms if base != past and not {base, past} & fixed_words())

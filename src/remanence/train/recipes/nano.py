@@ -51,7 +51,7 @@ WARMUP = (
     Phase(100, 17, 320, (2, 5), 3, drill=0.03, books=0.02, squad=0.06, babi=0.02),
 )
 
-CONTINUAL = (Phase(9000, 20, 176, (1, 4), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
+CONTINUAL = (Phase(9000, 32, 176, (1, 4), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Recipe:
     matrix_lr: float = 2e-3
     other_lr: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.6
+    decay_share: float = 0.4
     text_weight: float = 0.1
     text_stride: int = 8
     eval_every: int = 200
