@@ -106,10 +106,7 @@ class Retriever:
         """
         if limit < 1 or not query.strip():
             return []
-        proposed, cosines = self._candidates(query, max((limit + len(without)) * POOL_PER_HIT, MIN_POOL))
-        wanted = {} if self.kind == "dense" else content_words(query)
-        texts = self.bank.texts(proposed)
-        covered = {id: coverage(wanted, texts[id]) for id in proposed if id in texts}
+        covered, cosines = self._candidates(query, max((limit + len(without)) * POOL_PER_HIT, MIN_POOL))
         lexical = sorted(covered, key=lambda id: -covered[id])
         fused = fuse({"lexical": lexical, "dense": [*cosines]})
         ranked = [each for each in fused if each[0] not in without and self._near(each[0], covered, cosines)]
@@ -132,13 +129,18 @@ class Retriever:
             return self._chunks(ids)
         return self._at_once(lambda: self._chunks(ids), lambda: beside(ids))[0]
 
-    def _candidates(self, query: str, pool: int) -> tuple[list[str], dict[str, float]]:
-        """Ids that BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""
+    def _candidates(self, query: str, pool: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Coverage of what BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""
         if self.kind == "dense" or self.embedder is None:
-            proposed = [] if self.kind == "dense" else self.bank.search_text(query, pool)
-            return [id for id, _ in proposed], self._dense(query, pool)
-        cosines, proposed = self._at_once(lambda: self._dense(query, pool), lambda: self.bank.search_text(query, pool))
-        return [id for id, _ in proposed], cosines
+            return {} if self.kind == "dense" else self._lexical(query, pool), self._dense(query, pool)
+        cosines, covered = self._at_once(lambda: self._dense(query, pool), lambda: self._lexical(query, pool))
+        return covered, cosines
+
+    def _lexical(self, query: str, pool: int) -> dict[str, float]:
+        """Coverage of what BM25 proposes, in BM25's order."""
+        proposed = [id for id, _ in self.bank.search_text(query, pool)]
+        texts, wanted = self.bank.texts(proposed), content_words(query)
+        return {id: coverage(wanted, texts[id]) for id in proposed if id in texts}
 
     def _at_once(self, here: Callable[[], One], there: Callable[[], Other]) -> tuple[One, Other]:
         """What both give; `there` runs in another thread, and has ended when this returns or raises."""
