@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remanence.text.words import all_words, content_words, coverage, stem
+from remanence.text.words import MAX_WEIGHT, WORD, content_words, coverage, plain, stem
 
 
 @pytest.mark.parametrize(
@@ -71,4 +73,15 @@ def test_a_long_question_needs_only_a_part():
 def test_every_text_covers_itself(text):
     wanted = content_words(text)
     assert coverage(wanted, text) == (1.0 if wanted else 0.0)
-    assert wanted.keys() <= all_words(text)
+
+
+FORMS = st.text("adeginosy'é ", max_size=12).map(lambda word: word + " ")
+
+
+@given(st.lists(FORMS, max_size=6).map("".join), st.lists(FORMS, max_size=12).map("".join), st.booleans())
+def test_coverage_is_what_stemming_every_word_gives(question, text, capital):
+    wanted = content_words(question.title() if capital else question)
+    stems = [stem(word) for word in WORD.findall(plain(text))]
+    words = {*stems, *map(" ".join, pairwise(stems))}
+    found = sum(weight for word, weight in wanted.items() if word in words)
+    assert coverage(wanted, text) == (min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT)) if wanted else 0.0)

@@ -53,7 +53,8 @@ class Rows:
         return found
 
     def read(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        return [{name: self.table[name][place].as_py() for name in columns} for place in places]
+        found = {name: self.table[name].chunk(0) for name in columns} if places else {}
+        return [{name: column[place].as_py() for name, column in found.items()} for place in places]
 
 
 class Resident:

@@ -134,7 +134,9 @@ class Store:
         if self.folder is None:
             return 0 if self._depth else self._num_writes
         try:
-            return (self.folder / f"{name}.lance" / "_versions").stat().st_mtime_ns
+            return os.stat(
+                f"{self.folder}/{name}.lance/_versions"
+            ).st_mtime_ns  # no `Path`: it is asked for all the time
         except OSError:
             return time.time_ns()
 
@@ -197,7 +199,7 @@ class Store:
         if self.folder is None:
             return made, version
         try:
-            status = (self.folder / f"{name}.lance").stat()
+            status = os.stat(f"{self.folder}/{name}.lance")
         except OSError:
             return made, 0, 0, version
         return made, status.st_ino, status.st_ctime_ns, version

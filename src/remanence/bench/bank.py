@@ -62,8 +62,9 @@ def run(
     folder: Path | None = None,
     on_progress: Advance | None = None,
 ) -> dict[str, Any]:
-    """Builds a bank of `rows` random chunks in a temporary folder (about 70 KB a row, under `folder`) and asks it.
+    """Builds a bank of `rows` random chunks in a temporary folder (about 100 KB a row, under `folder`) and asks it.
 
+    It is asked as it was written (`before_compact_median_seconds`), then after one `compact`, which leaves few files.
     `cpu_median_seconds` is what a query computes on all threads: the figure that a busy machine does not change.
     Nothing is taken from the bank's RAM cache of memories: every memory that is loaded comes from its files. Rows of
     chunks, and where memories stand, are in RAM after the first few questions, as in any bank that is only read.
@@ -74,19 +75,21 @@ def run(
         questions: list[Question] = []
         built = _build(Path(name), rows, seed, queries, questions, on_progress or (lambda count: None))
         peaks = [_peak_rss_bytes()]
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as anew:  # as one who comes back to a bank
-            asked = anew.submit(_ask_bank, Path(name), questions).result()
-            peaks.append(anew.submit(_peak_rss_bytes).result())
+        loose = _anew(_ask_bank, Path(name), questions, peaks=peaks)
+        compacted = _anew(_compact, Path(name), peaks=peaks)
+        asked = _anew(_ask_bank, Path(name), questions, peaks=peaks)
         plain = _ask_plain(Path(name), rows, questions)
-    bank: dict[str, Any] = {**asked, **built["bank"], "peak_rss_bytes": max(filter(None, peaks), default=None)}
+    figures: dict[str, Any] = {**asked, **built["bank"], **compacted}
+    figures["before_compact_median_seconds"] = loose["median_seconds"]
+    figures["peak_rss_bytes"] = max(filter(None, peaks), default=None)
     memmap = plain["numpy_memmap"] | built["numpy_memmap"]
     sqlite = plain["sqlite_fts5_numpy_memmap"] | built["sqlite_fts5_numpy_memmap"]
     ratios = {
-        "load_time_bank_per_memmap": bank["load_median_seconds"] / memmap["load_median_seconds"],
-        "total_time_bank_per_sqlite": bank["median_seconds"] / sqlite["median_seconds"],
-        "write_throughput_bank_per_memmap": bank["bytes_per_second"] / memmap["bytes_per_second"],
+        "load_time_bank_per_memmap": figures["load_median_seconds"] / memmap["load_median_seconds"],
+        "total_time_bank_per_sqlite": figures["median_seconds"] / sqlite["median_seconds"],
+        "write_throughput_bank_per_memmap": figures["bytes_per_second"] / memmap["bytes_per_second"],
     }
-    systems = {"bank": bank, "numpy_memmap": memmap, "sqlite_fts5_numpy_memmap": sqlite}
+    systems = {"bank": figures, "numpy_memmap": memmap, "sqlite_fts5_numpy_memmap": sqlite}
     load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     return result("bank", systems, ratios, rows=rows, queries=len(questions), seed=seed, num_hits=NUM_HITS, **load)
 
@@ -193,6 +196,20 @@ def _questions(first: int, texts: list[str], vectors: np.ndarray, chosen: set[in
 
 
 # --- asking -----------------------------------------------------------------------------------
+
+
+def _anew(action: Callable[..., dict[str, float]], *arguments: Any, peaks: list[int | None]) -> dict[str, float]:
+    """`action` in a process of its own, as one who comes back to a bank; its peak of RAM goes to `peaks`."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        found = process.submit(action, *arguments).result()
+        peaks.append(process.submit(_peak_rss_bytes).result())
+    return found
+
+
+def _compact(folder: Path) -> dict[str, float]:
+    with Bank.open(folder / "bank") as bank:
+        receipt = bank.compact()
+    return {"compact_seconds": receipt.seconds, "disk_bytes": receipt.bytes_after}
 
 
 def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:

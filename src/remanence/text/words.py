@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -30,6 +31,8 @@ CJK_STOP = re.compile(
 CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
 CJK_RUN = re.compile(f"[{CJK}]+")
 WORD = re.compile(rf"[^\W_{CJK}]+(?:['’][^\W_{CJK}]+)?")
+ASCII_WORD = re.compile(r"([a-z0-9]+)(?:'[a-z0-9]+)?")
+"""`WORD` of text in small ASCII letters; finds what stands before the apostrophe."""
 VOWELS = frozenset("aeiouy")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;\n])[\W_]*$")
 NAME_WEIGHT = 2
@@ -94,25 +97,29 @@ def _is_name(match: re.Match[str]) -> bool:
     return first.isdigit() or (first.isupper() and not SENTENCE_START.search(match.string[: match.start()][-8:]))
 
 
-def all_words(text: str, pairs: bool = True) -> set[str]:
-    """Everything in `text` that a content word can equal; without `pairs`, no two words side by side."""
-    bare = plain(text)
-    stems = [stem(word) for word in WORD.findall(bare)]
-    words = set(stems)
-    if pairs:
-        words.update(f"{left} {right}" for left, right in pairwise(stems))
-    for run in () if bare.isascii() else CJK_RUN.findall(bare):
-        words |= _pairs(run) | set(run)
-    return words
-
-
 def coverage(wanted: dict[str, int], text: str) -> float:
     """Share of the wanted weight that occurs in `text`, from 0 to 1; 0 where nothing is wanted."""
     if not wanted:
         return 0.0
-    words = all_words(text, pairs=any(" " in word for word in wanted))
+    bare = plain(text)
+    stems = _stems(bare, wanted)
+    words = set(stems)
+    if any(" " in word for word in wanted):
+        words.update(map(" ".join, pairwise(stems)))
+    for run in () if bare.isascii() else CJK_RUN.findall(bare):
+        words |= _pairs(run) | set(run)
     found = sum(wanted[word] for word in words & wanted.keys())
     return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
+
+
+def _stems(bare: str, wanted: Iterable[str]) -> list[str]:
+    """Of every word; of those that cannot be wanted the word itself, for speed: two letters stay as they are, but
+    for "dies", which becomes "dy"."""
+    if not bare.isascii():
+        return [stem(word) for word in WORD.findall(bare)]
+    starts = {part[:2] for word in wanted for part in word.split()}
+    starts |= {f"{start[0]}i" for start in starts if start.endswith("y")}
+    return [stem(word) if word[:2] in starts else word for word in ASCII_WORD.findall(bare.lower())]
 
 
 def _pairs(run: str) -> set[str]:
