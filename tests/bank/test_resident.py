@@ -91,7 +91,7 @@ def test_rows_that_are_too_many_stay_on_disk(
 def test_an_address_of_a_later_row_is_refused() -> None:
     with Bank.open(None) as bank:
         ids = fill(bank)
-        rows = resident.Resident(bank._store, "chunks", ["id"])._load(bank._store.version("chunks"))
+        rows = resident.Resident(bank._store, "chunks", ["id"])._load(bank._store.edition("chunks"))
         assert rows is not None
         assert rows.by_ids([ids[1], "f" * 16, "no id"]).keys() == {ids[1]}
         with pytest.raises(KeyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from remanence.bank import Bank, TextIndex, store
 from remanence.bank.loop import run
-from remanence.errors import InputError
+from remanence.errors import InputError, UnknownChunk
 
 from .helpers import add_one, draft
 
@@ -158,3 +159,72 @@ def test_a_vector_index_of_many_partitions_still_finds_the_nearest(bank: Bank, m
         assert hits[0] == ids[best[0]]
         shares.append(len({ids[i] for i in best} & set(hits)) / 5)
     assert np.mean(shares) > 0.6
+
+
+def test_the_first_searches_of_two_threads_see_one_namespace_only(tmp_path: Path) -> None:
+    vector_E = np.ones(4, dtype=np.float32)
+    for name in ("mine", "others"):
+        with Bank.open(tmp_path / "bank", namespace=name) as bank:
+            ids = [id for id, _ in bank.add([draft(f"tea of {name} {number}") for number in range(5)])]
+            bank.put_vectors("e", ids, np.ones((5, 4), dtype=np.float32))
+    for _ in range(10):
+        with Bank.open(tmp_path / "bank", namespace="mine") as bank, ThreadPoolExecutor(2) as pool:
+            texts = pool.submit(bank.search_text, "tea", 20)
+            vectors = pool.submit(bank.search_vector, vector_E, "e", 20)
+            mine = {chunk.id for chunk in bank.list()}
+            assert {id for id, _ in texts.result()} == {id for id, _ in vectors.result()} == mine
+
+
+def test_a_text_search_reads_one_state_of_the_bank(tmp_path: Path) -> None:
+    """The state that is searched is the one that visibility is judged by, whatever is written meanwhile."""
+    with Bank.open(tmp_path / "bank") as reader, Bank.open(tmp_path / "bank") as writer:
+        writer.add([draft("tea one")])
+        pins: list[store.Pin] = []
+        ask = reader._store.read_at
+
+        def spy(names: tuple[str, ...], action, empty):
+            async def seen(*found: store.Pin):
+                pins.extend(found)
+                writer_version = found[0].version
+                result = await action(*found)
+                assert found[0].version == writer_version == await found[0].table.version()
+                return result
+
+            return ask(names, seen, empty)
+
+        reader._store.read_at = spy
+        assert len(reader.search_text("tea")) == 1
+        writer.add([draft("tea two")])
+        assert len(reader.search_text("tea")) == 2
+        assert len({pin.version for pin in pins}) > 1
+        for pin in pins:  # all stay where they were
+            assert run(pin.table.version()) == pin.version
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_pin_stays_and_the_next_reader_gets_a_newer_one(tmp_path: Path, folder: bool) -> None:
+    with Bank.open(tmp_path / "bank" if folder else None) as bank:
+        add_one(bank, "one")
+        table = bank._store.pinned("chunks")
+        add_one(bank, "two")
+        assert run(table.count_rows()) == 1
+        assert run(bank._store.pinned("chunks").count_rows()) == 2
+
+
+def test_a_pin_that_has_settled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remanence.bank.store.RECENT_NS", -1)
+    with Bank.open(tmp_path / "bank") as bank:
+        add_one(bank, "one")
+        assert bank._store.pinned("chunks") is bank._store.pinned("chunks")
+    with Bank.open(None) as bank:
+        add_one(bank, "one")
+        assert bank._store.pinned("chunks") is bank._store.pinned("chunks")
+
+
+def test_what_was_read_before_a_forget_is_not_remembered_after_it(bank: Bank) -> None:
+    id = add_one(bank, "a secret")
+    version, [chunk] = bank._search.sight().version, bank.get([id])
+    bank.forget([id])
+    bank._search.remember(version, [chunk])  # another thread, which had read it before
+    with pytest.raises(UnknownChunk):
+        bank.get([id])

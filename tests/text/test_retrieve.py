@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from remanence.errors import InputError, UnknownChunk
-from remanence.text.retrieve import Retriever, Threshold, fuse
+from remanence.text.retrieve import Retriever, Threshold, at_once, fuse
 
 from .colours import ColourEmbedder, bank_of
 
@@ -177,3 +179,21 @@ def test_without_the_best_hit_the_margin_is_measured_against_the_next():
     others = found.search(question, without=[best.chunk.id])
     assert others
     assert best.score * found.threshold.margin > others[0].score >= found.threshold.coverage
+
+
+def test_two_things_at_once_have_both_ended_when_one_fails():
+    ended = []
+
+    def fails():
+        raise ValueError("here")
+
+    def slow():
+        time.sleep(0.05)
+        ended.append("there")
+
+    with pytest.raises(ValueError, match="here"):
+        at_once(fails, slow)
+    assert ended == ["there"]
+    with pytest.raises(ValueError, match="here"):
+        at_once(lambda: None, fails)
+    assert at_once(lambda: 1, lambda: 2) == (1, 2)

@@ -107,7 +107,9 @@ def test_a_control_run_never_sees_a_passage(folder: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("_unproven")
-def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(folder: Path, tmp_path: Path) -> None:
+def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["Ada", "Bob", "Cleo", "Dora", "Emil", "Fern", "Gus", "Hal"]
     paragraphs = [f"{name} went to the harbour with {other} to see the boats." for name in names for other in names]
     corpora = Corpora(paragraphs=paragraphs, kept_paragraphs=paragraphs[:30])
@@ -122,13 +124,15 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(folder
     run.corpora, run.log_every = corpora, 1
     run_stage(run, "warmup", 2, False)
     run.step = 0
+    monkeypatch.setattr(memory, "ENDS_ROWS", 40)
     run_stage(run, "continual", 2, False)
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert all(record["loss_text"] > 1 > record["loss_answer"] == 0 for record in log if "loss_text" in record)
     assert {"loss_text_none", "loss_text_memory"} <= log[-2].keys()
-    ends = [record for record in log if "loss_text_none_512" in record]
+    assert [record["step"] for record in log if "loss_text_memory" in record] == [0, 2]
+    ends = [record for record in log if "loss_text_none_40" in record]
     assert [record["step"] for record in ends] == [0, 2]
-    assert ends[-1]["loss_text_memory_512"] > 1
+    assert ends[-1]["loss_text_memory_40"] > 1
     batch = memory.memory_batch(run, phase, "x")
     assert [len(row) for row in batch.references] == [2, 2, 2]
     assert batch.kind_BT.eq(TEXT).sum() > 60

@@ -96,11 +96,11 @@ class Bank:
 
     def get(self, ids: Sequence[str]) -> Chunks:
         """Live chunks, superseded ones too, in the order of `ids`; UnknownChunk names the first that is not."""
-        found = self._search.remembered(ids)
+        version, found = self._search.sight().version, self._search.remembered(ids)
         missing = [id for id in ids if id not in found]
         if missing:
             read = {id: row.chunk for id, row in texts.known(self._scope, missing).items()}
-            self._search.remember([*read.values()])
+            self._search.remember(version, read.values())
             found |= read
         return [found[id] for id in ids]
 

@@ -30,9 +30,9 @@ ADDRESS = "_rowid"
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of one version, by id and by address. `place`: the number of a row in `table`."""
+    """All rows of one edition, by id and by address. `place`: the number of a row in `table`."""
 
-    version: int
+    edition: tuple[int, ...]
     table: pa.Table
     address_N: np.ndarray
     by_address_N: np.ndarray
@@ -88,16 +88,16 @@ class Resident:
             self._reads += 1
             if self._reads != READS_BEFORE:
                 return self._rows
-        rows = self._load(edition[-1])
+        rows = self._load(edition)
         with self._lock:  # unless all was forgotten, or changed, meanwhile
             if edition == self._edition:
                 self._rows = rows
         return rows
 
-    def _load(self, version: int) -> Rows | None:
+    def _load(self, edition: tuple[int, ...]) -> Rows | None:
         async def read(pin: Pin) -> pa.Table | None:
             num_rows = await pin.table.count_rows()
-            if pin.version != version or num_rows >= self._too_many:
+            if pin.edition != edition or num_rows >= self._too_many:
                 return None
             batches, num_bytes = [], 0
             reader = await pin.table.query().select([*self.columns, ADDRESS]).to_batches()
@@ -116,7 +116,7 @@ class Resident:
             return None
         ids, addresses = _as_numbers(table["id"].to_pylist()), table[ADDRESS].to_numpy()
         by_address, by_id = np.argsort(addresses), np.argsort(ids)
-        return Rows(version, table, addresses[by_address], by_address, ids[by_id], by_id)
+        return Rows(edition, table, addresses[by_address], by_address, ids[by_id], by_id)
 
 
 def _as_numbers(ids: Sequence[str]) -> np.ndarray:

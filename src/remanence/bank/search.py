@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,21 +58,19 @@ class Query:
     build: Callable[[Table, int, bool], Any]
 
 
-@dataclass
 class Recent:
-    """What was read of one version of the chunks, by id."""
+    """What was read of one version of the chunks, by id; the two are changed together, for other threads' sake."""
 
-    version: int = -1
-    held: dict[str, Any] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._state: tuple[int, dict[str, Any]] = (-1, {})
 
     def put(self, version: int, found: dict[str, Any]) -> None:
-        if version != self.version or len(self.held) > MAX_RECENT:
-            self.version, self.held = version, {}
-        self.held.update(found)
+        seen, held = self._state
+        self._state = (version, {**held, **found} if version == seen and len(held) <= MAX_RECENT else dict(found))
 
     def get(self, version: int, ids: Iterable[str]) -> dict[str, Any]:
-        held = self.held if version == self.version else {}
-        return {id: held[id] for id in ids if id in held}
+        seen, held = self._state
+        return {id: held[id] for id in ids if id in held} if version == seen else {}
 
 
 class Search:
@@ -92,10 +90,10 @@ class Search:
         return sum(each.num_bytes for each in self._addresses.values())
 
     def sight(self) -> Sight:
-        version = self.store.version(CHUNKS_TABLE)
-        if version != self._sight.version:
-            self._sight = self._look()
-        return self._sight
+        sight = self._sight
+        if sight.version != self.store.version(CHUNKS_TABLE):
+            sight = self._sight = self._look()
+        return sight
 
     def _look(self) -> Sight:
         mine = self.scope.where("expires IS NOT NULL OR hidden_until IS NOT NULL")
@@ -121,12 +119,12 @@ class Search:
 
         if not query.strip():
             return []
-        found = self._grow(Query(CHUNKS_TABLE, ["id", "text"], "_score", build), limit)
+        version, found = self._grow(Query(CHUNKS_TABLE, ["id", "text"], "_score", build), limit)
         texts = {row["id"]: row["text"] for row, _ in found}
         for id, text in texts.items():  # no record is read: the id, which is the hash of the text, vouches for it
             if chunk_id(self.scope.namespace, text) != id:
                 raise corrupted(id)
-        self._texts.put(self._sight.version, texts)
+        self._texts.put(version, texts)
         return [(row["id"], score) for row, score in found]
 
     def vector(self, vector_E: np.ndarray, embedder: str, limit: int) -> Scored:
@@ -141,7 +139,8 @@ class Search:
             query = table.query().nearest_to(vector_E).column("vector").distance_type("cosine")
             return query.bypass_vector_index() if exact else query.nprobes(NUM_PROBES)
 
-        return [(row["id"], score) for row, score in self._grow(Query(name, ["id"], DISTANCE, build), limit)]
+        _, found = self._grow(Query(name, ["id"], DISTANCE, build), limit)
+        return [(row["id"], score) for row, score in found]
 
     def _ask(self, query: Query, count: int, exact: bool, alone: bool, rows: Rows | None) -> tuple[int, Found] | None:
         """The version of the chunks, and what a search finds; `alone`: the bank has no other namespace to keep out.
@@ -150,40 +149,41 @@ class Search:
         """
         mine = None if alone else self.scope.where()
 
-        async def ask(pin: Pin, chunks: Pin) -> tuple[int, Found]:
-            held = rows if rows is not None and rows.version == pin.version else None
+        async def ask(chunks: Pin, *others: Pin) -> tuple[int, Found]:
+            pin = others[0] if others else chunks
+            held = rows if rows is not None and rows.edition == pin.edition else None
             asked = query.build(pin.table, count, exact).select([*([ADDRESS] if held else query.columns), query.score])
             found = await (asked.where(mine) if mine else asked).limit(count).to_arrow()
             read = held.read(held.by_addresses(found[ADDRESS].to_pylist()), query.columns) if held else None
             rates = (1.0 - each if query.score == DISTANCE else each for each in found[query.score].to_pylist())
             return chunks.version, list(zip(found.to_pylist() if read is None else read, rates, strict=True))
 
-        return self.store.read_at((query.name, CHUNKS_TABLE), ask, None)
+        return self.store.read_at(tuple(dict.fromkeys((CHUNKS_TABLE, query.name))), ask, None)
 
-    def _grow(self, query: Query, limit: int) -> Found:
-        """Asks for more until `limit` visible chunks are found or there are no more: the same as a filter
-        before the search, without its cost where nearly everything is visible. An index that runs out
-        first is passed by."""
-        now, exact = self.scope.clock(), query.name == CHUNKS_TABLE
+    def _grow(self, query: Query, limit: int) -> tuple[int, Found]:
+        """The version of the chunks, and hits: asks for more until `limit` visible chunks are found or there are no
+        more. The same as a filter before the search, without its cost where nearly everything is visible. An index
+        that runs out first is passed by."""
+        now, exact, sight = self.scope.clock(), query.name == CHUNKS_TABLE, self.sight()
         if query.name not in self._addresses:
             self._addresses[query.name] = Resident(self.store, query.name, ["id"])
         rows = self._addresses[query.name].rows()
-        count, retries = limit + min(self._sight.num_invisible(now), limit), MAX_RETRIES
+        count, retries = limit + min(sight.num_invisible(now), limit), MAX_RETRIES
         while limit > 0:
-            alone = not self._sight.others and retries > 0  # the last look may be out of date already
+            alone = not sight.others and retries > 0  # the last look may be out of date already
             asked = self._ask(query, count, exact, alone, rows if retries else None)
             if asked is None:
                 break
             version, found = asked
-            if version != self._sight.version and retries:
-                self._sight, retries = self._look(), retries - 1
+            if version != sight.version and retries:
+                sight, retries = self._look(), retries - 1
+                self._sight = sight
                 continue
-            sight = self._sight
             hits = [(row, score) for row, score in found if math.isfinite(score) and sight.visible(row["id"], now)]
             if len(hits) >= limit or (exact and len(found) < count):
-                return sorted(hits, key=lambda hit: (-hit[1], hit[0]["id"]))[:limit]
+                return version, sorted(hits, key=lambda hit: (-hit[1], hit[0]["id"]))[:limit]
             count, exact = (count * GROWTH, exact) if len(found) == count else (count, True)
-        return []
+        return sight.version, []
 
     # --- what was read, in RAM ----------------------------------------------------------------
 
@@ -191,8 +191,9 @@ class Search:
         """Of those of `ids` that a text search of the newest version found, and that have not expired since."""
         return self._unexpired(self._texts, ids)
 
-    def remember(self, chunks: list[Chunk]) -> None:
-        self._chunks.put(self._sight.version, {chunk.id: chunk for chunk in chunks})
+    def remember(self, version: int, chunks: Iterable[Chunk]) -> None:
+        """What was read after `version` was seen."""
+        self._chunks.put(version, {chunk.id: chunk for chunk in chunks})
 
     def remembered(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Those of `ids` that were read before, in the newest version, and have not expired since."""

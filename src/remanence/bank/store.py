@@ -1,4 +1,4 @@
-"""The tables of one bank in Lance: opened once, read at their newest version, changed by one writer at a time."""
+"""The tables of one bank in Lance: each opened once per version, changed by one writer at a time."""
 
 from __future__ import annotations
 
@@ -44,12 +44,19 @@ KEEP_VERSIONS = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Pin:
-    """A table opened at one version, where it stays, whatever is written. `stamp`: of the folder then; 0: too fresh
-    to tell it from a later one."""
+    """A table opened at one version, where it stays, whatever is written.
+
+    `edition` differs for any two states of any two tables of a name: one that was dropped and made again counts its
+    versions, the last number, from 1 again. `stamp`: of the folder then; 0: too fresh to tell it from a later one.
+    """
 
     table: Table
-    version: int
+    edition: tuple[int, ...]
     stamp: int
+
+    @property
+    def version(self) -> int:
+        return self.edition[-1]
 
 
 class Store:
@@ -124,9 +131,19 @@ class Store:
         settled = self.folder is None or time.time_ns() - stamp > RECENT_NS
         if pin is None and name not in await self._names():
             return None
-        table = await self._db.open_table(name)
-        pin = self._pins[name] = Pin(table, await table.version(), stamp if settled else 0)
-        return pin
+        while True:
+            made, table = self._made(name), await self._db.open_table(name)
+            pin = self._pins[name] = Pin(table, (*made, await table.version()), stamp if settled else 0)
+            if made == self._made(name):  # else it was dropped and made again meanwhile
+                return pin
+
+    def _made(self, name: str) -> tuple[int, ...]:
+        """Tells a table from another one that had its name."""
+        made = self._num_made.get(name, 0)
+        if self.folder is None:
+            return (made,)
+        status = os.stat(f"{self.folder}/{name}.lance")
+        return made, status.st_ino, status.st_ctime_ns
 
     def _stamp(self, name: str) -> int:
         """When a version of table `name` was last added or removed, in nanoseconds; in RAM: after how many writes,
@@ -143,13 +160,28 @@ class Store:
     async def _names(self) -> list[str]:
         return (await self._db.list_tables(limit=MAX_TABLES)).tables
 
+    def pinned(self, name: str) -> Table | None:
+        """Table `name` for reading; it stays at its version, whatever else this store reads and writes."""
+
+        async def table(pin: Pin) -> Table:
+            return pin.table
+
+        return self.read_at((name,), table, None)
+
     def exists(self, name: str) -> bool:
-        with guard(self.name):
-            return run(self._pin(name)) is not None
+        return self.pinned(name) is not None
 
     def existing(self, name: str) -> Table:
-        """Lance's table, opened anew, where the bank must have it; its methods are coroutines for `loop.run`."""
-        table = self.snapshot(name)
+        """Lance's table for writing, which the bank must have: opened anew, since what writes moves its handle on.
+
+        Its methods are coroutines for `loop.run`.
+        """
+
+        async def opened() -> Table | None:
+            return await self._db.open_table(name) if name in await self._names() else None
+
+        with guard(self.name):
+            table = run(opened())
         if table is None:
             raise BankCorrupted(f"bank {self.name!r} has lost its table {name!r}", "run `remanence bank verify`")
         return table
@@ -174,35 +206,20 @@ class Store:
                 self._reload_meta()
             return run(attempt())
 
-    def version(self, name: str) -> int:
-        """Grows with every change of the table, whoever made it; 0 where there is none."""
+    def edition(self, name: str) -> tuple[int, ...]:
+        """Of the newest state, whoever made it (see `Pin`); (0,) where there is no such table."""
         pin = self._pins.get(name)
         if pin is not None and pin.stamp and pin.stamp == self._stamp(name):
-            return pin.version
+            return pin.edition
 
-        async def version(pin: Pin) -> int:
-            return pin.version
+        async def edition(pin: Pin) -> tuple[int, ...]:
+            return pin.edition
 
-        return self.read_at((name,), version, 0)
+        return self.read_at((name,), edition, (0,))
 
-    def snapshot(self, name: str) -> Table | None:
-        """Table `name` opened anew: it stays at its version, whatever else this store reads and writes."""
-        with guard(self.name):
-            return run(self._db.open_table(name)) if self.exists(name) else None
-
-    def edition(self, name: str) -> tuple[int, ...]:
-        """Differs for any two states of any two tables of this name; its last number is `version`.
-
-        A table that was dropped and made again counts its versions from 1 again.
-        """
-        version, made = self.version(name), self._num_made.get(name, 0)
-        if self.folder is None:
-            return made, version
-        try:
-            status = os.stat(f"{self.folder}/{name}.lance")
-        except OSError:
-            return made, 0, 0, version
-        return made, status.st_ino, status.st_ctime_ns, version
+    def version(self, name: str) -> int:
+        """Grows with every change of the table, whoever made it; 0 where there is none."""
+        return self.edition(name)[-1]
 
     @property
     def is_writing(self) -> bool:
@@ -228,8 +245,8 @@ class Store:
                         self._reload_meta()
                     yield
                 finally:
-                    self._depth -= 1
                     self._num_writes += 1
+                    self._depth -= 1
 
     def commit(self, name: str, action: Callable[[Table], Awaitable[Any]], num_rows: int = 0) -> None:
         """One change of table `name`: atomic, and on disk when this returns."""

@@ -168,7 +168,7 @@ class Memories:
 
 async def _read(pin: Pin, held: Rows | None, ids: list[str]) -> list[dict[str, Any]]:
     """Rows of `ids`; where their addresses are in RAM, of the version that is read, without a query."""
-    if held is not None and held.version == pin.version:
+    if held is not None and held.edition == pin.edition:
         return await with_payloads(pin.table, held.read([*held.by_ids(ids).values()], HEAD))
     found = await pin.table.query().where(any_of("id", ids)).select(HEAD).to_arrow()
     return await with_payloads(pin.table, found.to_pylist())

@@ -78,7 +78,7 @@ def _check_rows(bank: Bank, name: str, problem: Callable[[dict[str, Any]], str |
 def _batches(store: Store, name: str, where: str) -> Iterator[list[dict[str, Any]]]:
     has_blobs = name in store.meta.of_kind("memories")
 
-    table = store.snapshot(name)
+    table = store.pinned(name)
     if table is None:
         return
     with guard(store.name):

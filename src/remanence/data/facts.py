@@ -13,7 +13,8 @@ from remanence.data.subjects import Subject, random_attribute, random_subject, t
 from remanence.data.values import open_value, value
 from remanence.data.wordlists import words
 
-TRAIN, HELDOUT = "train", "heldout"
+TRAIN, HELDOUT, PRACTICE = "train", "heldout", "practice"
+"""Of words and wordings; practice is train with more verbs than distractors have: an exam stays as it was."""
 DEED_SHARE = 0.3
 
 

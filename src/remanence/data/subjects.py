@@ -37,7 +37,7 @@ def twin(rng: Random, subject: Subject, split: str) -> Subject:
     first, _, last = subject.name.partition(" ")
     if subject.kind == "person" and subject.short == first and last and rng.random() < 0.2:
         return Subject("person", f"{first} {last_name(rng, split)}", subject.pronoun, first)
-    if split == "train" and subject.short and last and rng.random() < 0.25:
+    if split != "heldout" and subject.short and last and rng.random() < 0.25:
         gender, pronoun = rng.choice((("firstname_f", "she"), ("firstname_m", "he")))
         other = rng.choice(words_of(gender, split))
         return Subject("person", f"{other} {last}", pronoun, other)
@@ -113,10 +113,10 @@ def random_attribute(rng: Random, kind: str, split: str) -> Attribute:
     Open attributes ("For Dagny Klein the favourite street is terrier") teach form without sense, and are not
     what anybody would ask in earnest: the evaluation has none.
     """
-    if split == "train" and kind in ("person", "thing", "organisation") and rng.random() < OPEN_SHARE:
+    if split != "heldout" and kind in ("person", "thing", "organisation") and rng.random() < OPEN_SHARE:
         return open_attribute(_open_name(rng), kind)
     chosen = rng.choice(attributes(kind))
-    return _labelled(chosen) if split == "train" and rng.random() < LABEL_SHARE else chosen
+    return _labelled(chosen) if split != "heldout" and rng.random() < LABEL_SHARE else chosen
 
 
 def _open_name(rng: Random) -> str:

@@ -35,7 +35,7 @@ def is_heldout(text: str) -> bool:
 
 
 def of_split(text: str, split: str) -> bool:
-    """`split` is "train" or "heldout"."""
+    """`split` is "heldout", or one of those that training may see: "train", "practice"."""
     return is_heldout(text) == (split == "heldout")
 
 

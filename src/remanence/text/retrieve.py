@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -24,8 +25,6 @@ POOL_PER_HIT = 4
 MIN_POOL = 20
 EMBED_BATCH = 64
 MIN_COSINE = 0.6
-MAX_BESIDE = 4
-"""Threads for what can be done beside each other; started as they are needed, kept, and gone with the retriever."""
 
 
 class Searchable(Protocol):
@@ -75,7 +74,6 @@ class Retriever:
         self.threshold = threshold or Threshold()
         own = getattr(embedder, "min_cosine", MIN_COSINE)
         self.min_cosine = own if self.threshold.cosine is None else self.threshold.cosine
-        self._beside = ThreadPoolExecutor(MAX_BESIDE, thread_name_prefix="remanence-search")
 
     def describe(self) -> str:
         """One line for people: how this retriever searches, and when it stays silent."""
@@ -127,13 +125,13 @@ class Retriever:
     def _read(self, ids: list[str], beside: Callable[[list[str]], Any] | None) -> dict[str, Chunk]:
         if beside is None:
             return self._chunks(ids)
-        return self._at_once(lambda: self._chunks(ids), lambda: beside(ids))[0]
+        return at_once(lambda: self._chunks(ids), lambda: beside(ids))[0]
 
     def _candidates(self, query: str, pool: int) -> tuple[dict[str, float], dict[str, float]]:
         """Coverage of what BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""
         if self.kind == "dense" or self.embedder is None:
             return {} if self.kind == "dense" else self._lexical(query, pool), self._dense(query, pool)
-        cosines, covered = self._at_once(lambda: self._dense(query, pool), lambda: self._lexical(query, pool))
+        cosines, covered = at_once(lambda: self._dense(query, pool), lambda: self._lexical(query, pool))
         return covered, cosines
 
     def _lexical(self, query: str, pool: int) -> dict[str, float]:
@@ -141,15 +139,6 @@ class Retriever:
         proposed = [id for id, _ in self.bank.search_text(query, pool)]
         texts, wanted = self.bank.texts(proposed), content_words(query)
         return {id: coverage(wanted, texts[id]) for id in proposed if id in texts}
-
-    def _at_once(self, here: Callable[[], One], there: Callable[[], Other]) -> tuple[One, Other]:
-        """What both give; `there` runs in another thread, and has ended when this returns or raises."""
-        waiting = self._beside.submit(there)
-        try:
-            found = here()
-        finally:
-            wait([waiting])
-        return found, waiting.result()
 
     def _chunks(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Without those that were forgotten, or expired, since they were found."""
@@ -180,6 +169,28 @@ class Retriever:
             texts = [chunk.text for chunk in self.bank.get(ids)]
             self.bank.put_vectors(self.embedder.name, ids, self.embedder.embed(texts))
         return len(missing)
+
+
+def at_once(here: Callable[[], One], there: Callable[[], Other]) -> tuple[One, Other]:
+    """What both give; `there` runs in a thread of its own, and has ended when this returns or raises.
+
+    No pool: one that lasts hangs in a process that was forked after its first use.
+    """
+    waiting: Future[Other] = Future()
+
+    def work() -> None:
+        try:
+            waiting.set_result(there())
+        except BaseException as error:  # told where the result is asked for
+            waiting.set_exception(error)
+
+    thread = Thread(target=work, name="remanence-search", daemon=True)
+    thread.start()
+    try:
+        found = here()
+    finally:
+        thread.join()
+    return found, waiting.result()
 
 
 def fuse(rankings: Mapping[str, Sequence[str]]) -> list[tuple[str, dict[str, int]]]:

@@ -22,6 +22,9 @@ from remanence.train.recipes.nano import Phase, Recipe
 from remanence.train.row import Row
 from remanence.train.rows import Encoder
 
+EVAL_ROWS = 32
+"""At a time."""
+
 
 @dataclass
 class Run:
@@ -135,7 +138,7 @@ def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def evaluate_text(run: Run, rows: int = 32) -> dict[str, float]:
+def evaluate_text(run: Run, rows: int = EVAL_ROWS) -> dict[str, float]:
     """`loss_text_none`: nats per token of running text from books that are kept for evaluation, read by itself."""
 
     def read(part: list[Row]) -> tuple[Tensor, Batch]:
@@ -148,7 +151,7 @@ def evaluate_text(run: Run, rows: int = 32) -> dict[str, float]:
 def mean_text_loss(
     run: Run, num_rows: int, name: str, read: Callable[[list[Row]], tuple[Tensor, Any]]
 ) -> dict[str, float]:
-    """`name`: the mean over all tokens of rows of kept books, 32 of them at a time; {} where there are no such books.
+    """`name`: the mean over all tokens of rows of kept books; {} where there are no such books.
 
     `read` gives logits_NV of all tokens of a part, and its batch.
     """
@@ -156,8 +159,8 @@ def mean_text_loss(
         return {}
     run.model.eval()
     rows, total, count = text_rows(run.recipe.seed, num_rows, run.corpora), 0.0, 0
-    for first in range(0, num_rows, 32):
-        logits_NV, batch = read(rows[first : first + 32])
+    for first in range(0, num_rows, EVAL_ROWS):
+        logits_NV, batch = read(rows[first : first + EVAL_ROWS])
         index_N = targets(batch.kind_BT, 1)
         losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
         total, count = total + float(losses.text) * len(index_N), count + len(index_N)

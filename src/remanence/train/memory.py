@@ -16,6 +16,7 @@ from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, pa
 from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
 from remanence.train.loop import (
+    EVAL_ROWS,
     Run,
     evaluate_plain,
     evaluate_text,
@@ -36,6 +37,7 @@ LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
 KEPT = 8
 PARTS = 3
 ENDS_ROWS = 512
+"""Of running text, before the first step and after the last: 32 tell curves of one model, not two models apart."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
     """
     lm = reading_model(run)
     saved = time.monotonic()
-    if run.step == 0:
+    if run.step == 0 and run.recipe.continual[0].books == 1:
+        _evaluate(run, lm, stage)
         _evaluate_ends(run, lm, stage)
     while run.step < num_steps:
         started = time.monotonic()
@@ -175,9 +178,10 @@ def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
 
 
 def _evaluate_ends(run: Run, lm: LM, stage: str) -> None:
-    """Before the first step and after the last, running text of many rows: differences are small beside its noise."""
-    if run.recipe.continual[0].books == 1:
-        found = evaluate_memory_text(run, lm, run.recipe.continual[0].slots, ENDS_ROWS)
+    """Running text of many rows, for a recipe of running text."""
+    phase = phase_at(run.recipe.continual, run.step)
+    if phase.books == 1:
+        found = evaluate_memory_text(run, lm, phase.slots, ENDS_ROWS)
         named = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
         run.log({"step": run.step, "stage": stage, **named})
 
@@ -254,7 +258,7 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict
 
 
 @torch.no_grad()
-def evaluate_memory_text(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict[str, float]:
+def evaluate_memory_text(run: Run, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
     """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without."""
 
     def read(part: list[Row]) -> tuple[Tensor, MemoryBatch]:

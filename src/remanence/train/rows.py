@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from remanence.data.facts import TRAIN, sample_group
+from remanence.data.facts import PRACTICE, TRAIN, sample_group
 from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.renaming import WORD, Pieces, renamed
@@ -31,7 +31,7 @@ def draw_row(rng: Random, phase: Phase, corpora: Corpora, encoder: Encoder, spli
         if pick < share and ready:
             return make()
         pick -= share
-    row = facts_row(rng, phase, split)
+    row = facts_row(rng, phase, PRACTICE if split == TRAIN else split)
     return renamed(rng, row, corpora, encoder.pieces) if split == TRAIN else row
 
 

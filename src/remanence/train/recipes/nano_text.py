@@ -13,6 +13,7 @@ def nano_text() -> Recipe:
         plain_every=0,
         whole_every=0,
         text_stride=1,
+        decay_share=0.6,
         eval_every=25,
         stages=("warmup", "continual", "control"),
     )
