@@ -27,7 +27,7 @@ types:
 
 # Run every block of the README and the docs
 docs:
-    python -m pytest tests/test_readme.py
+    python -m pytest tests/test_readme.py tests/test_docs.py
 
 # See it work
 demo:

@@ -31,13 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-SIGNATURES = ("plan.md",)
-"""Pages whose Python blocks are contracts as they were planned, not programs."""
-
-
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python") and page.name not in SIGNATURES], ids=name_of
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 @pytest.mark.usefixtures("elsewhere")
 def test_python_blocks_run_and_check_what_they_claim(page):
     names: dict[str, object] = {}

@@ -64,7 +64,7 @@ def writer_lock(path: Path, wait_seconds: float) -> Iterator[None]:
         while not _try_lock(handle):
             if time.monotonic() >= deadline:
                 problem = f"another writer has held bank {str(path.parent)!r} for {wait_seconds:g} s"
-                raise BankBusy(problem, "wait until it is done, or open the bank with a longer lock_seconds")
+                raise BankBusy(problem, "wait until it is done, then run this again")
             time.sleep(POLL_SECONDS)
         yield
     finally:

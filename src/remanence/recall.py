@@ -107,6 +107,6 @@ def _tokens(lm: LM, method: Method, chunk: Chunk) -> list[int]:
     if len(ids) > method.reference_tokens():
         raise BankMismatch(
             f"chunk {chunk.id} has {len(ids)} tokens for {lm.name}, a memory holds {method.reference_tokens()}",
-            "split it for this model with `remanence bank migrate`",
+            "split it for this model: `remanence bank migrate` with the same --bank, --model and --method as now",
         )
     return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from remanence.data.squad import Context
 from remanence.data.wordlists import words_of
+from remanence.errors import InputError
 from remanence.lm.lm import NANO
-from remanence.train.corpora import Corpora, is_kept
+from remanence.train.corpora import Corpora, is_kept, load_corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.renaming import Pieces, fixed_words, renamed, things
 from remanence.train.row import Row
@@ -102,3 +104,11 @@ def test_names_of_books_are_drawn_where_a_capital_was() -> None:
     row = Row(["Dora lives here."], [("Who lives here?", "Dora")])
     answers = {renamed(Random(seed), row, books, Pieces(), share=1.0).pairs[0][1] for seed in range(30)}
     assert answers == {"Zuleika", "Lantern"}
+
+
+def test_a_folder_without_corpora_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        load_corpora(tmp_path / "missing")
+    with pytest.raises(InputError, match="holds no corpus"):
+        load_corpora(tmp_path)
+    assert load_corpora(None) == NO_BOOKS

@@ -67,9 +67,10 @@ class Memories:
         if held and fingerprint not in held:
             others = ", ".join(sorted(describe(other) for other in held.values()))
             where = shlex.quote(self.store.name) if self.store.folder else "NEW_FOLDER"
+            same = "with the same --model, --method and --namespace"
             raise BankMismatch(
                 f"bank {self.store.name!r} holds memories of {others}, this session is {describe(description)}",
-                f"use the model and settings that wrote it, or `remanence bank migrate --bank {where}`",
+                f"use the model and settings that wrote it, or `remanence bank migrate --bank {where}` {same} as now",
             )
 
     def register(self, fingerprint: str, description: dict[str, Any]) -> str:
@@ -199,7 +200,7 @@ def decode_row(row: dict[str, Any], fingerprint: str) -> Memory:
     if row["checksum"] != expected:
         raise BankCorrupted(
             f"the memory of chunk {row['id']!r} is not what was written: its checksum does not hold",
-            "its text is kept apart: `remanence bank migrate` encodes all memories again",
+            "its text is kept apart: `remanence bank export`, then `bank import` into a new bank, writes it again",
         )
     return decode(row["payload"], row["codec"])
 

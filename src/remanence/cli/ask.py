@@ -30,6 +30,7 @@ TopPOption = Annotated[float, typer.Option("--top-p", metavar="X", help="Sample 
 
 AskedAs = tuple[Path, str, str, str, int]
 """Bank, namespace, model, method and seed."""
+NOTHING = "nothing recalled: no memory is about this"
 
 
 def ask(
@@ -60,7 +61,7 @@ def ask(
         print_json(reply_json(reply))
     else:
         say()
-        show_recalled(reply.recalled)
+        show_recalled(reply.recalled, "memory was not asked (--no-memory)" if no_memory else NOTHING)
 
 
 def _question(given: str | None) -> str:
@@ -116,10 +117,10 @@ def reply_json(reply: Reply) -> dict[str, Any]:
     }
 
 
-def show_recalled(recalled: Any) -> None:
-    """Sources on standard error, so that a pipe gets the answer alone."""
+def show_recalled(recalled: Any, otherwise: str = NOTHING) -> None:
+    """Sources on standard error, so that a pipe gets the answer alone; `otherwise` where there are none."""
     if not recalled:
-        err().print(Text("nothing recalled: no memory is about this", style="dim"))
+        err().print(Text(otherwise, style="dim"))
     for recall in recalled:
         err().print(recalled_line(recall), soft_wrap=True)
 

@@ -40,7 +40,7 @@ def forget(
         if not yes:
             for chunk in chunks[:10]:
                 err().print(Text.assemble((f"  {chunk.id} ", "cyan"), one_line(chunk.text)), soft_wrap=True)
-        confirm(f"Forget {len(chunks)} memories for good?", yes)
+        confirm(f"Forget {len(chunks)} texts for good, and what was made of them?", yes)
         receipt = opened.forget([chunk.id for chunk in chunks])
         num_answers = answers.scrub(bank, set(receipt.ids))
     if as_json:

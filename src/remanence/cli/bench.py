@@ -45,7 +45,7 @@ def recall(
 @app.command("bank")
 def bank(
     rows: Annotated[
-        int, typer.Option("--rows", metavar="N", help="Chunks to write, about 70 KB of disk each.")
+        int, typer.Option("--rows", metavar="N", help="Chunks to write, about 80 KB of disk each.")
     ] = 10_000,
     queries: Annotated[int, typer.Option("--queries", metavar="N", help="Questions to ask.")] = 200,
     folder: Annotated[

@@ -131,7 +131,10 @@ class Talk:
             self.reply = None
             note("forgotten, and the conversation begins anew")
         elif verb == "/why":
-            show_recalled(self.reply.recalled if self.reply else [])
+            if self.reply:
+                show_recalled(self.reply.recalled)
+            else:
+                note("nothing was asked yet")
         elif verb == "/new":
             self._begin_anew()
             note("the conversation begins anew")

@@ -102,7 +102,7 @@ def model(name: str) -> tuple[LM | None, list[Check]]:
         return None, [Check("model", "bad", error.message, error.hint)]
     except Exception as error:
         reason = f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
-        return None, [Check("model", "bad", reason, "run with --debug ask to see where it fails")]
+        return None, [Check("model", "bad", reason, f"`remanence --debug ask ... --model {name}` shows where it fails")]
     dims = lm.dims
     size = f"{lm.name}: {dims.num_layers} layers, width {dims.width}, {dims.max_positions} positions, {lm.dtype}"
     search = "its own search vectors" if lm.embedder else "none of its own, searches by BM25 alone"

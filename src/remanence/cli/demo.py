@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -169,11 +171,14 @@ def _show_forgotten(forgotten: dict[str, Any] | None) -> None:
 
 def _show_next(bank: Path | None) -> None:
     where = f" --bank {shlex.quote(str(bank))}" if bank else ""
+    started = Path(sys.argv[0])  # outside the environment, "remanence" alone would not be found
+    known = started.stem != "remanence" or shutil.which("remanence")
+    program = "remanence" if known else shlex.quote(str(started))
     say(("Now with your own files:", "bold"))
     for command, meaning in (
-        (f"remanence write notes.txt{where}", "remember a file, or a folder"),
-        (f'remanence ask "..."{where}', "ask about it"),
-        (f"remanence why{where}", "see what the answer came from"),
+        (f"{program} write PATH{where}", "remember a file, or a folder"),
+        (f'{program} ask "..."{where}', "ask about it"),
+        (f"{program} why{where}", "see what the answer came from"),
     ):
         say((f"  {command:<44}", "cyan"), (meaning, "dim"))
     if bank:

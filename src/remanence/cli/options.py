@@ -29,7 +29,7 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="memory3, memory3:dense (models not trained for memory), retrieved_text, full_context.",
+        help="memory3, memory3:paper, memory3:dense (models not trained for memory), retrieved_text, full_context.",
         rich_help_panel=_COMMON,
     ),
 ]

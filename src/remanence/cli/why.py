@@ -41,7 +41,8 @@ def why(
         found = answers.last(bank, namespace, 1 if without else last)
         if not found:
             raise InputError(
-                f"nothing was asked in bank '{bank}' yet", f'`remanence ask "..." --bank {shlex.quote(str(bank))}`'
+                f"nothing was asked in bank '{bank}' yet, or what was asked has been forgotten",
+                f'`remanence ask "..." --bank {shlex.quote(str(bank))}`',
             )
         known = [(answer, _recalled(opened, answer)) for answer in found]
     if without:

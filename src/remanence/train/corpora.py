@@ -13,6 +13,7 @@ from remanence.data.babi import Story, read_babi
 from remanence.data.books import paragraphs, read_books
 from remanence.data.squad import Context, read_squad
 from remanence.data.wordlists import is_heldout, words_of
+from remanence.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:
     """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz`, `classic_books/{train-*,valid}.jsonl.gz` where present."""
     if folder is None:
         return Corpora()
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r}", "give --data a folder of corpora, or leave it out")
     squad = folder / "squad_passages" / "train.json.gz"
     babi = sorted(folder.glob("babi/*.tar.gz"))
     books = sorted(folder.glob("classic_books/train-*.jsonl.gz"))[:num_books_files]
+    if not (squad.exists() or babi or books):
+        hint = "it needs one of squad_passages/train.json.gz, babi/*.tar.gz, classic_books/train-*.jsonl.gz"
+        raise InputError(f"folder {str(folder)!r} holds no corpus", hint)
     return Corpora(
         read_squad(squad) if squad.exists() else [],
         [story for path in babi for story in read_babi(path, tasks=(1, 5, 8, 10, 12))],
