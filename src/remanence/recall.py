@@ -40,7 +40,7 @@ class BankRecall:
             self._loaded |= {id: memory for id, memory in zip(ids, loaded, strict=True) if memory is not None}
 
     def memories(self, hits: Sequence[Hit]) -> list[Memory]:
-        """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start, Memory³ §3.6)."""
+        """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start)."""
         missing = {hit.chunk.id: hit.chunk for hit in hits if hit.chunk.id not in self._loaded}
         found = load_or_write(self.lm, self.method, self.bank, list(missing.values()))
         self._loaded |= zip(missing, found, strict=True)

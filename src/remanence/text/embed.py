@@ -30,7 +30,7 @@ class Embedder(Protocol):
 
 
 class SentenceTransformers:
-    """Any model of sentence-transformers, by default BGE-M3 as in Memory³ §3.2."""
+    """Any model of sentence-transformers, by default BGE-M3, which Memory³ uses."""
 
     def __init__(self, model_name: str = "BAAI/bge-m3", device: str | None = None, batch_texts: int = 32) -> None:
         try:

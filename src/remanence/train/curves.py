@@ -47,26 +47,30 @@ def draw(log: Path, picture: Path) -> None:
 
 
 def draw_text(log: Path, picture: Path) -> None:
-    """Writes a PNG: loss on kept books over steps, of the run with memory (read and not read) and of the control."""
-    figure, axes = _figure()
+    """Writes a PNG: loss on running text over steps, in training and on kept books, with memory and of the control."""
+    figure, (training, kept) = _figure(2)
     stages = read_log(log)
-    for stage, name, style, label in (
-        ("control", "loss_text_none", "tab:orange", "control: never any memory"),
-        ("continual", "loss_text_memory", "tab:blue", "memory"),
-        ("continual", "loss_text_none", "tab:gray", "the same model without its memories"),
+    for axes, stage, name, colour, label in (
+        (training, "control", "loss_text", "tab:orange", "control: never any memory"),
+        (training, "continual", "loss_text", "tab:blue", "memory"),
+        (kept, "control", "loss_text_none", "tab:orange", "control: never any memory"),
+        (kept, "continual", "loss_text_memory", "tab:blue", "memory"),
+        (kept, "continual", "loss_text_none", "tab:gray", "the same model without its memories"),
     ):
         points = [(step, record[name]) for step, record in sorted(stages.get(stage, {}).items()) if name in record]
-        axes.plot([step for step, _ in points], [loss for _, loss in points], color=style, label=label)
-    axes.set_xlabel("step after the warm-up")
-    axes.set_ylabel("loss on running text (nats per token)")
-    axes.legend(loc="upper right")
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=colour, label=label)
+    for axes, title in ((training, "training texts (means of 25 steps)"), (kept, "books that are kept (32 rows)")):
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("step after the warm-up")
+        axes.legend(loc="upper right")
+    training.set_ylabel("loss on running text (nats per token)")
     figure.savefig(picture, dpi=110)
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(columns: int = 1) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("matplotlib", "train", "drawing curves") from error
     figure = Figure(figsize=(9, 4), layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)

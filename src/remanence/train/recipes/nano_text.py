@@ -1,4 +1,4 @@
-"""The recipe of a comparison, not of a model: running text of books with and without memory (Memory³ Figure 11)."""
+"""The recipe of a comparison, not of a model: running text with and without memory (as in Memory³ Figure 11)."""
 
 from __future__ import annotations
 
