@@ -30,7 +30,7 @@ def test_a_table_and_what_to_type_next(call, tmp_path):
     outcome = call("demo", model=True)
     assert outcome.code == 0
     assert "without memory" in outcome.out
-    assert "remanence write notes.txt" in outcome.out
+    assert "remanence write PATH" in outcome.out
     assert list(tmp_path.iterdir()) == [], "the bank was temporary"
 
 
