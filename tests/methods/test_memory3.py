@@ -81,7 +81,7 @@ def read(lm: LM, method: Memory3, prompt: list[int], groups: list[Group]) -> Ten
 
 def in_chunks(lm: LM, method: Memory3, chunks: list[list[list[int]]]) -> list[Group]:
     """Groups whose first covers `<s>` and the first chunk (§3.1)."""
-    starts = [0, *(1 + CHUNK * i for i in range(1, len(chunks)))]
+    starts = [0, *(1 + method.config.chunk_tokens * i for i in range(1, len(chunks)))]
     return [Group(start, tuple(method.write(lm, refs))) for start, refs in zip(starts, chunks, strict=True)]
 
 
@@ -122,7 +122,8 @@ def test_t1_one_masked_pass_equals_token_by_token(name: str, selection: str) -> 
 def test_t1_at_the_papers_sizes() -> None:
     lm = make_lm()
     method = Memory3(paper(lm))
-    prompt, refs = [1, *tokens(9, seed=5)], [references(2, num_tokens=128)]
+    prompt = [1, *tokens(70, seed=5)]  # a chunk of 64, and six tokens of a second with five other memories
+    refs = [references(5, num_tokens=128), references(5, seed=6, num_tokens=128)]
     logits_TV = read(lm, method, prompt, in_chunks(lm, method, refs))
     assert difference(logits_TV, by_the_oracle(lm, method, prompt, refs)) <= EXACT
 
