@@ -66,7 +66,10 @@ class Recent:
 
     def put(self, version: int, found: dict[str, Any]) -> None:
         seen, held = self._state
-        self._state = (version, {**held, **found} if version == seen and len(held) <= MAX_RECENT else dict(found))
+        if version == seen and len(held) <= MAX_RECENT:
+            held.update(found)
+        else:
+            self._state = (version, dict(found))
 
     def get(self, version: int, ids: Iterable[str]) -> dict[str, Any]:
         seen, held = self._state
