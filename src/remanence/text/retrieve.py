@@ -17,7 +17,8 @@ from remanence.text.words import content_words, coverage
 from remanence.types import Chunk, Hit
 
 Kind = Literal["hybrid", "lexical", "dense"]
-One, Other = TypeVar("One"), TypeVar("Other")
+One = TypeVar("One")
+Other = TypeVar("Other")
 RANK_CONSTANT = 60
 """k of reciprocal rank fusion (Cormack et al. 2009): a chunk's worth is the sum of 1 / (k + rank)."""
 POOL_PER_HIT = 4
