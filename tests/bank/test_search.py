@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -175,30 +176,28 @@ def test_the_first_searches_of_two_threads_see_one_namespace_only(tmp_path: Path
             assert {id for id, _ in texts.result()} == {id for id, _ in vectors.result()} == mine
 
 
-def test_a_text_search_reads_one_state_of_the_bank(tmp_path: Path) -> None:
-    """The state that is searched is the one that visibility is judged by, whatever is written meanwhile."""
+def test_a_search_reads_one_state_though_another_writer_changes_it_meanwhile(tmp_path: Path) -> None:
+    vector_E = np.ones(4, dtype=np.float32)
     with Bank.open(tmp_path / "bank") as reader, Bank.open(tmp_path / "bank") as writer:
-        writer.add([draft("tea one")])
-        pins: list[store.Pin] = []
-        ask = reader._store.read_at
+        id = add_one(writer, "tea one")
+        writer.put_vectors("e", [id], vector_E[None])
+        read_at, written = reader._store.read_at, []
 
-        def spy(names: tuple[str, ...], action, empty):
-            async def seen(*found: store.Pin):
-                pins.extend(found)
-                writer_version = found[0].version
-                result = await action(*found)
-                assert found[0].version == writer_version == await found[0].table.version()
-                return result
+        def changed_meanwhile(names, action, empty):
+            async def change(*pins: store.Pin):
+                assert len(set(names)) == len(names), "one table, one state"
+                written.append(await asyncio.to_thread(add_one, writer, f"tea {len(written)}"))
+                return await action(*pins)
 
-            return ask(names, seen, empty)
+            return read_at(names, change, empty)
 
-        reader._store.read_at = spy
-        assert len(reader.search_text("tea")) == 1
-        writer.add([draft("tea two")])
-        assert len(reader.search_text("tea")) == 2
-        assert len({pin.version for pin in pins}) > 1
-        for pin in pins:  # all stay where they were
-            assert run(pin.table.version()) == pin.version
+        reader._search.sight()
+        reader._store.read_at = changed_meanwhile
+        for found in (reader.search_text("tea"), reader.search_vector(vector_E, "e")):
+            assert id in [found_id for found_id, _ in found]
+            assert written[-1] not in [found_id for found_id, _ in found], "it came after the pin"
+        reader._store.read_at = read_at
+        assert len(reader.search_text("tea", 100)) == 1 + len(written)
 
 
 @pytest.mark.parametrize("folder", [True, False])

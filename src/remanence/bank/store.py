@@ -133,8 +133,9 @@ class Store:
             return None
         while True:
             made, table = self._made(name), await self._db.open_table(name)
-            pin = self._pins[name] = Pin(table, (*made, await table.version()), stamp if settled else 0)
+            pin = Pin(table, (*made, await table.version()), stamp if settled else 0)
             if made == self._made(name):  # else it was dropped and made again meanwhile
+                self._pins[name] = pin
                 return pin
 
     def _made(self, name: str) -> tuple[int, ...]:
@@ -151,9 +152,8 @@ class Store:
         if self.folder is None:
             return 0 if self._depth else self._num_writes
         try:
-            return os.stat(
-                f"{self.folder}/{name}.lance/_versions"
-            ).st_mtime_ns  # no `Path`: it is asked for all the time
+            # No `Path`, which is slow: this is asked for all the time.
+            return os.stat(f"{self.folder}/{name}.lance/_versions").st_mtime_ns
         except OSError:
             return time.time_ns()
 

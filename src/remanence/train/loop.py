@@ -23,7 +23,7 @@ from remanence.train.row import Row
 from remanence.train.rows import Encoder
 
 EVAL_ROWS = 32
-"""At a time."""
+"""Of an evaluation, and of one pass of a larger one."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ def finish_step(run: Run, stage: str, losses: Losses, ids_BT: Tensor, seconds: f
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def evaluate_plain(run: Run, rows: int = 32) -> dict[str, float]:
+def evaluate_plain(run: Run, rows: int = EVAL_ROWS) -> dict[str, float]:
     """Exact match on held-out facts with the passages as text: 1 short passage, and 5 passages."""
     found = {}
     run.model.eval()

@@ -233,7 +233,7 @@ def _rate(run: Run, num_steps: int) -> float:
 
 
 @torch.no_grad()
-def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = 32) -> dict[str, float]:
+def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
     """Exact match on held-out facts read from 5 memories (as trained now, and with the paper's 8 tokens).
 
     `loss_*` is in nats per token of answers; "none": the same questions without memory.
