@@ -65,7 +65,11 @@ def test_wordings_of_the_splits_are_disjoint() -> None:
             assert kept.asks, attribute.name
             assert not set(seen.states) & set(kept.states)
             assert not set(seen.asks) & set(kept.asks)
-            for wording in (*seen.states, *kept.states):
+            for split in ("states", "asks", "asks_subject"):
+                practised = getattr(attribute.practice, split)
+                assert set(practised) >= set(getattr(seen, split))
+                assert not set(practised) & set(getattr(kept, split))
+            for wording in (*attribute.practice.states, *kept.states):
                 assert "{S}" in wording, wording
                 assert "{V}" in wording, wording
     opened = open_attribute("nickname", "person")

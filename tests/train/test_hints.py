@@ -13,13 +13,23 @@ from remanence.lm.seam import Seen
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.methods.memory3 import Memory3, Memory3Config
 from remanence.train.batches import pack
-from remanence.train.hints import Hints, Shared, find_answers, gathering_loss, keeping_loss, looking_loss
+from remanence.train.hints import (
+    Behind,
+    Hints,
+    Shared,
+    find_answers,
+    gathering_loss,
+    keeping_loss,
+    looking_loss,
+    pointing_loss,
+)
 from remanence.train.losses import ANSWER, TEXT, targets
 from remanence.train.memory import MemoryBatch, read_memories
 from remanence.types import ExplicitMemory
 
 NONE = torch.tensor([], dtype=torch.long)
 NOTHING = Shared(NONE, NONE, torch.zeros(0, 3, dtype=torch.bool))
+NOWHERE = Behind(NONE, NONE, NONE, torch.zeros(0, 3, dtype=torch.bool))
 
 
 def test_answers_are_found_where_they_stand() -> None:
@@ -49,12 +59,13 @@ def test_looking_wants_attention_there_and_nowhere_else_in_memory() -> None:
     query_BHTD[0, 0, :, 0] = 1.0
     mask = torch.ones(1, 1, 2, 5, dtype=torch.bool).tril(3)
     one = torch.tensor([0])
-    hints = Hints(one, one, one, torch.tensor([2]), torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING)
+    unknown = torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING, NOTHING, NOWHERE
+    hints = Hints(one, one, one, torch.tensor([2]), *unknown)
     shown = Seen(query_BHTD, key_BGSD, key_BGSD, 1.0, mask)
     found = looking_loss(shown, 0, [[memory]], 1, hints)
     stray = -0.5 * torch.tensor(1 - 1 / 6).log().item()  # one of six equal parts is on another memory token
     assert float(found) == pytest.approx(-torch.tensor(0.5).log().item() + stray, abs=1e-3)
-    absent = Hints(one, one, one, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING)
+    absent = Hints(one, one, one, torch.tensor([1]), *unknown)
     assert float(looking_loss(shown, 0, [[memory]], 1, absent)) == 0.0
 
 
@@ -70,6 +81,35 @@ def test_gathering_is_the_share_on_shared_words() -> None:
     found = gathering_loss([shown], hints.asked)
     assert float(found) == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-3)
     assert float(gathering_loss([], hints.asked)) == float(gathering_loss([shown], NOTHING)) == 0.0
+
+
+def test_words_after_an_answer_look_back_up_to_the_end_of_the_sentence() -> None:
+    stop, who = 1, 3
+    references = [[[2, 4], [9, 6, 20, 8, stop, 21, 8]]]
+    ids = [[0, who, 20, 8, 6, 10]]
+    hints = find_answers(references, ids, [[False] * 4 + [True] * 2], ends=frozenset([stop]))
+    assert hints.behind.row_F.tolist() == [1, 1]
+    assert hints.behind.position_F.tolist() == [2, 3]
+    assert hints.behind.target_FT.nonzero()[:, 1].tolist() == [1, 1]
+    assert hints.after.row_F.tolist() == [0]
+    assert hints.after.position_F.tolist() == [3]
+    assert hints.after.reference_F.tolist() == [1]
+    assert hints.after.target_FT.nonzero()[:, 1].tolist() == [2, 3]
+    assert len(hints.told.row_F) == 0
+
+
+def test_pointing_is_the_share_on_the_words_after_the_answer() -> None:
+    index = torch.tensor([[[0, 2]]], dtype=torch.int32)
+    memories = [[ExplicitMemory((0,), torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), index)] * 2]
+    even = torch.zeros(1, 1, 1 + 4 + 3, 4)
+    shown = Seen(even[:, :, :3], even, even, 1.0, None)
+    words = torch.tensor([[False, True, True]])
+    found = Behind(torch.tensor([0]), torch.tensor([1]), torch.tensor([1]), words)
+    # seven columns are seen: one in front, four of memory, two of the text; one of them holds a kept word
+    assert float(pointing_loss(shown, 0, memories, 1, found)) == pytest.approx(torch.tensor(7.0).log().item(), abs=1e-3)
+    not_kept = Behind(found.row_F, found.position_F, found.reference_F, torch.tensor([[False, True, False]]))
+    for nothing in (not_kept, NOWHERE):
+        assert float(pointing_loss(shown, 0, memories, 1, nothing)) == 0.0
 
 
 def kept(weight_BLGT: torch.Tensor, num_kept: int = 1) -> float:

@@ -86,6 +86,12 @@ def test_question_words_stay() -> None:
     assert question.endswith(" Who knows What?")
 
 
+def test_ends_of_sentences_are_signs_alone(encoder: Encoder) -> None:
+    signs = set(encoder.tokenizer.convert_ids_to_tokens(sorted(encoder.ends)))
+    assert {".", "?", "!"} <= signs
+    assert not any(character.isalnum() for sign in signs for character in sign.removeprefix("Ġ"))
+
+
 def test_made_up_words_begin_with_any_token_and_none_is_kept_for_evaluation(encoder: Encoder) -> None:
     pieces, rng = encoder.pieces, Random(0)
     assert {"Meh", "J"} <= set(pieces.capitals)

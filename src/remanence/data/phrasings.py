@@ -2,7 +2,8 @@
 
 A file is one kind of subject. `[name] kind` opens an attribute and names its kind of value; `-` is a
 statement, `?` a question for the value, `?s` a question for the subject; `!` after the sign keeps the
-wording for evaluation. `{S}` is the subject and `{V}` the value. `more.txt` adds wordings to any kind.
+wording for evaluation. `{S}` is the subject and `{V}` the value. `more.txt` adds wordings to any kind,
+`practice.txt` for training alone: an exam's distractors have none of them, and stay as they were.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ class Attribute:
     value: str
     train: Wordings = field(default_factory=Wordings)
     heldout: Wordings = field(default_factory=Wordings)
+    practice: Wordings = field(default_factory=Wordings)
 
     def of(self, split: str) -> Wordings:
-        return self.heldout if split == "heldout" else self.train
+        if split == "heldout":
+            return self.heldout
+        return self.practice if split == "practice" and self.practice.states else self.train
 
 
 @cache
@@ -50,6 +54,13 @@ def attributes(subject: str) -> tuple[Attribute, ...]:
         kind, _, name = title.rstrip("]").partition(".")
         for wording in wordings if kind == subject else ():
             _add(found[name], *wording.split(" ", 1))
+    for attribute in found.values():
+        for name in ("states", "asks", "asks_subject"):
+            getattr(attribute.practice, name).extend(getattr(attribute.train, name))
+    for title, wordings in _sections("practice.txt"):
+        kind, _, name = title.rstrip("]").partition(".")
+        for sign, wording in (line.split(" ", 1) for line in wordings if kind == subject):
+            _target(found[name].practice, sign).append(wording)
     return tuple(found.values())
 
 
@@ -67,5 +78,8 @@ def _sections(name: str) -> list[tuple[str, list[str]]]:
 
 def _add(attribute: Attribute, sign: str, wording: str) -> None:
     wordings = attribute.heldout if sign.endswith("!") else attribute.train
-    target = {"-": wordings.states, "?": wordings.asks, "?s": wordings.asks_subject}[sign.rstrip("!")]
-    target.append(wording)
+    _target(wordings, sign.rstrip("!")).append(wording)
+
+
+def _target(wordings: Wordings, sign: str) -> list[str]:
+    return {"-": wordings.states, "?": wordings.asks, "?s": wordings.asks_subject}[sign]

@@ -1,10 +1,12 @@
-"""Two more losses for training with memory: look at where the answer stands, and keep the tokens that are answers.
+"""More losses for training with memory: look at where the answer stands, and keep the tokens that are answers.
 
-Both follow from the next-token loss in the end, but on a small model late: nothing tells a head what to look
+All follow from the next-token loss in the end, but on a small model late: nothing tells a head what to look
 for until it looks there by chance, and which tokens are kept has no gradient at all. Here the last memory
 layer's attention from every token of an answer to the one that it continues with is a likelihood of its own, and so is
 the chance that an answer token is among those that some head keeps, by the attention that it receives while its
-reference is written (Memory3 §3.3).
+reference is written (Memory3 §3.3). What stands before the words of the question ("Ada warned Bo." Who warned
+Bo?) knows nothing of them when it is written: there the words look back at the answer while they are written, and
+the question looks at the words one memory layer before it looks at the answer.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class Hints:
     value_RT: Tensor
     asked: Shared
     told: Shared
+    behind: Shared
+    after: Behind
 
     def to(self, device: torch.device) -> Hints:
         return Hints(**{name: part.to(device) for name, part in vars(self).items()})
@@ -47,7 +51,8 @@ class Shared:
     """Words that a question and the passage that answers it have in common, and who should gather them.
 
     In `asked`, the question's last token looks at `target_FT` of its row; in `told`, the answer's first token
-    looks at the words before it in its reference. One entry per question F that has such words.
+    looks at the words before it in its reference; in `behind`, every such word after it, up to the end of the
+    sentence, looks back at the answer's first token. One entry per token F that should look.
     """
 
     row_F: Tensor
@@ -65,18 +70,40 @@ class Shared:
         return Shared(row_F, self.position_F[here_F], self.target_FT[here_F, :width])
 
 
+@dataclass(frozen=True)
+class Behind:
+    """Where a question finds the words that stand after its answer. One entry per question F that has such words.
+
+    `row_F`, `position_F`: its last token. `reference_F` (within its row), `target_FT`: the words.
+    """
+
+    row_F: Tensor
+    position_F: Tensor
+    reference_F: Tensor
+    target_FT: Tensor
+
+    def to(self, device: torch.device) -> Behind:
+        return Behind(**{name: part.to(device) for name, part in vars(self).items()})
+
+
 def find_answers(
     references: Sequence[Sequence[list[int]]],
     ids: Sequence[list[int]],
     answers: Sequence[list[bool]],
     frequent: frozenset[int] = frozenset(),
+    ends: frozenset[int] = frozenset(),
 ) -> Hints:
-    """Searches every answer (a stretch where `answers` is true, its last token a newline) in its row's references."""
+    """Searches every answer (a stretch where `answers` is true, its last token a newline) in its row's references.
+
+    `frequent` tokens tell no passages apart; `ends` are those that end a sentence.
+    """
     width = max(len(reference) for row in references for reference in row)
     value_RT = torch.zeros(sum(map(len, references)), width, dtype=torch.bool)
     found: list[tuple[int, int, int, int]] = []
     asked: list[tuple[int, int, list[int]]] = []
     told: list[tuple[int, int, list[int]]] = []
+    behind: list[tuple[int, int, list[int]]] = []
+    after: list[tuple[int, int, int, list[int]]] = []
     first = 0
     for r, row in enumerate(references):
         before = 0
@@ -92,9 +119,30 @@ def find_answers(
                 common = {ids[r][t] for t in question} & set(row[i]) - frequent
                 asked.append((r, start - 1, [t for t in question if ids[r][t] in common]))
                 told.append((first + i, at, [t for t in range(at) if row[i][t] in common]))
+                rest = _sentence(row[i], at + len(wanted), ends)
+                words = [t for t in rest if row[i][t] in common]
+                behind += [(first + i, t, [at]) for t in words]
+                after += [(r, start - 1, i, words)] if words else []
         first += len(row)
     row_Q, position_Q, reference_Q, token_Q = torch.tensor(found, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return Hints(row_Q, position_Q, reference_Q, token_Q, value_RT, _shared(asked, len(ids[0])), _shared(told, width))
+    reference_F = torch.tensor([i for _, _, i, _ in after], dtype=torch.long)
+    words_after = _shared([(r, position, words) for r, position, _, words in after], width)
+    return Hints(
+        row_Q,
+        position_Q,
+        reference_Q,
+        token_Q,
+        value_RT,
+        _shared(asked, len(ids[0])),
+        _shared(told, width),
+        _shared(behind, width),
+        Behind(words_after.row_F, words_after.position_F, reference_F, words_after.target_FT),
+    )
+
+
+def _sentence(text: Sequence[int], start: int, ends: frozenset[int]) -> range:
+    """Places from `start` to the end of its sentence."""
+    return range(start, next((t for t in range(start, len(text)) if text[t] in ends), len(text)))
 
 
 def _shared(entries: list[tuple[int, int, list[int]]], width: int) -> Shared:
@@ -148,6 +196,28 @@ def looking_loss(
     memory_QH = (share_QHS * (owner_BS >= 0)[hints.row_Q][:, None]).sum(-1)[kept_Q]
     stray_QH = (memory_QH - mass_QH).clamp(0, 1)
     return -(mass_QH.mean(-1) + 1e-6).log().mean() - STRAY * (1 - stray_QH + 1e-3).log().mean()
+
+
+def pointing_loss(
+    shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, found: Behind
+) -> Tensor:
+    """-log(attention of a question on the words after its answer, mean over heads), where some head has kept them.
+
+    The arguments are those of `looking_loss`.
+    """
+    if not len(found.row_F):
+        return shown.query_BHTD.new_zeros(())
+    share_FHS = _attention(shown, found.row_F, found.position_F)
+    groups = share_FHS.shape[1] // shown.key_BGSD.shape[1]
+    owner_BS, token_BGS = _columns(memories, at, num_lead, share_FHS.shape[-1])
+    token_FGS = token_BGS[found.row_F]
+    word_FGS = found.target_FT.gather(1, token_FGS.clamp(min=0).flatten(1).long()).view_as(token_FGS)
+    word_FGS = word_FGS & (token_FGS >= 0) & (owner_BS[found.row_F] == found.reference_F[:, None])[:, None]
+    kept_F = word_FGS.flatten(1).any(1)
+    if not kept_F.any():
+        return share_FHS.new_zeros(())
+    mass_FH = (share_FHS * word_FGS.repeat_interleave(groups, 1)).sum(-1)[kept_F]
+    return -(mass_FH.mean(-1) + 1e-6).log().mean()
 
 
 def _attention(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from remanence.lm import seam
 from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
 from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, with_questions
-from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss
+from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss, pointing_loss
 from remanence.train.loop import (
     EVAL_ROWS,
     Run,
@@ -67,7 +67,8 @@ def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> Mem
 def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
     references = [[ids[:128] for ids in encoder(*row.references)] for row in rows]
     packed = pack([_beside_memories(row, encoder, tokens) for row in rows], tokens, encoder.pad)
-    hints = find_answers(references, packed.ids_BT.tolist(), packed.kind_BT.eq(ANSWER).tolist(), encoder.frequent)
+    answers = packed.kind_BT.eq(ANSWER).tolist()
+    hints = find_answers(references, packed.ids_BT.tolist(), answers, encoder.frequent, encoder.ends)
     return MemoryBatch(references, packed.ids_BT, packed.kind_BT, hints)
 
 
@@ -103,6 +104,11 @@ def read_memories(
     num_lead, hints = len(method.prefix_ids(lm)), batch.hints
     looking = looking_loss(watch.seen[last], len(config.memory_layers) - 1, rows, num_lead, hints)
     gathering = gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked)
+    if len(config.memory_layers) > 2:
+        before = config.memory_layers[-2]
+        gathering = gathering + pointing_loss(
+            watch.seen[before], len(config.memory_layers) - 2, rows, num_lead, hints.after
+        )
     return logits_NV, LOOK * looking + GATHER * gathering + _writing_losses(parts, hints, num_lead)
 
 
@@ -129,15 +135,19 @@ def write_by_length(lm: LM, method: Memory3, references: list[list[int]], *, gra
 
 def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
     """Keeping and gathering while references are written: means over all parts."""
-    keeping, gathering = [], []
+    keeping, gathering, looking_back = [], [], []
     for part in parts:
         assert part.written.weight_BLGT is not None
         width = part.written.weight_BLGT.shape[-1]
         value_RT, told = hints.value_RT[part.rows, :width], hints.told.of(part.rows, width)
         keeping.append(keeping_loss(part.written.weight_BLGT, value_RT, KEPT) * value_RT.sum())
         gathering.append(gathering_loss(part.written.seen[:-1], told, num_lead) * len(told.row_F))
+        behind = hints.behind.of(part.rows, width)
+        looking_back.append(gathering_loss(part.written.seen[:-2], behind, num_lead) * len(behind.row_F))
     kept = torch.stack(keeping).sum() / hints.value_RT.sum().clamp(min=1)
-    return KEEP * kept + GATHER * torch.stack(gathering).sum() / max(1, len(hints.told.row_F))
+    gathered = torch.stack(gathering).sum() / max(1, len(hints.told.row_F))
+    looked_back = torch.stack(looking_back).sum() / max(1, len(hints.behind.row_F))
+    return KEEP * kept + GATHER * (gathered + looked_back)
 
 
 def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:

@@ -102,7 +102,8 @@ def fixed_words() -> frozenset[str]:
     sections = ("unit_weight", "unit_length", "currency")
     texts = [entry for name in sections for entry in words(name)]
     for attribute in (attribute for kind in KINDS for attribute in attributes(kind)):
-        texts += [*attribute.train.states, *attribute.train.asks, *attribute.train.asks_subject]
+        said = attribute.practice
+        texts += [*said.states, *said.asks, *said.asks_subject]
     return KEPT_WORDS | {word.lower() for text in texts for word in WORD.findall(text)}
 
 

@@ -114,6 +114,13 @@ class Encoder:
         return frozenset(token for token, count in counts.items() if count > 0.0015 * counts.total())
 
     @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a sentence: a full stop, question or exclamation mark and nothing but signs."""
+        vocab: dict[str, int] = self.tokenizer.get_vocab()
+        signs = ((token.removeprefix("Ġ"), number) for token, number in vocab.items())
+        return frozenset(number for sign, number in signs if re.fullmatch(r"[^\w\s]*[.!?][^\w\s]*", sign))
+
+    @cached_property
     def pieces(self) -> Pieces:
         """The letters-only tokens of a byte-level vocabulary."""
         tokens = sorted(self.tokenizer.get_vocab())

@@ -16,6 +16,7 @@ from remanence.errors import InputError
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_corpora
 from remanence.train.export import export
+from remanence.train.growth import grown
 from remanence.train.loop import Run, load_weights, resume, warm_up
 from remanence.train.memory import continual, reading_model
 from remanence.train.model import build_model, to_bfloat16
@@ -54,9 +55,10 @@ def start_run(
 
 
 def load_model(model: LlamaForCausalLM, folder: Path) -> None:
-    """The weights of a model folder, into a model of the recipe's shape. InputError where they do not fit."""
+    """The weights of a model folder, grown to the recipe's number of layers. InputError where they do not fit."""
     try:
-        found = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        state = grown(load_file(folder / "model.safetensors"), model.config.num_hidden_layers)
+        found = model.load_state_dict(state, strict=False)
         others = {*found.missing_keys, *found.unexpected_keys} - {"lm_head.weight"}  # tied to the embeddings
         if others:
             raise ValueError(f"{min(others)} is not in both")

@@ -12,7 +12,7 @@ class Shape:
     vocab_size: int = 8192
     width: int = 256
     mlp_width: int = 512
-    num_layers: int = 6
+    num_layers: int = 8
     num_heads: int = 8
     num_kv_heads: int = 8
     max_positions: int = 2048
@@ -76,7 +76,7 @@ class Recipe:
     matrix_lr: float = 2e-3
     other_lr: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.4
+    decay_share: float = 0.9
     text_weight: float = 0.1
     text_stride: int = 8
     eval_every: int = 200

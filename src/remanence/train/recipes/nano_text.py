@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from remanence.train.recipes.nano import Phase, Recipe
+from remanence.train.recipes.nano import Phase, Recipe, Shape
 
 
 def nano_text() -> Recipe:
-    """nano's shape; books alone. With memory, a text reads five paragraphs of those before it, 8 tokens per head."""
+    """Six layers, books alone. With memory, a text reads five paragraphs of those before it, 8 tokens per head."""
     return Recipe(
+        shape=Shape(num_layers=6),
         warmup=(Phase(1200, 16, 208, (5, 5), 1, books=1.0),),
         continual=(Phase(400, 16, 208, (5, 5), 1, books=1.0, slots=8),),
         plain_every=0,
