@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from remanence.lm import lm as loading
 from remanence.lm import seam
+from remanence.lm.cache import roomy_cache
 from remanence.lm.decode import decode
 from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.resident import Resident
@@ -29,7 +30,7 @@ def prefix_of(widths: tuple[int | None, ...], seed: int, visible: torch.Tensor |
 
 def logits_by(lm: loading.LM, prefixes: list[LayerPrefix | None], resident: bool) -> torch.Tensor:
     """Logits of six tokens after a prompt, memory changed after every second one."""
-    cache = DynamicCache(config=lm.model.config)
+    cache = roomy_cache(lm.model) if resident else DynamicCache(config=lm.model.config)
     found = []
     with torch.inference_mode():
         lm.forward(torch.tensor([[5, 6, 7]]), prefixes[0], 40 + torch.arange(3)[None], None, cache)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from remanence.errors import InputError
+from remanence.lm.cache import roomy_cache
 from remanence.lm.lm import LM
 from remanence.lm.resident import Resident
 from remanence.types import Prefix
@@ -77,7 +77,7 @@ def decode(
     lm.check_length(offset + max(map(len, prompts)) + max_tokens)
     rows = [Row(tuple(p), torch.Generator(lm.device).manual_seed(sampling.seed)) for p in prompts]
     ids_BT, mask_BS = pad_left(prompts, lm.device)
-    cache = DynamicCache(config=lm.model.config)
+    cache = roomy_cache(lm.model)
     positions_BT = offset + (mask_BS.cumsum(-1) - 1).clamp(min=0)
     padded = not bool(mask_BS.all())
     memory, resident = prefix, Resident(lm.model, cache, padded)

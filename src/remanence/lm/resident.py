@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from remanence.lm.cache import RoomyLayer
 from remanence.lm.family import LayerPrefix, num_layers
 from remanence.types import Prefix
 
@@ -25,7 +26,7 @@ class Resident:
         self.num_columns = [0] * len(self.layers)
         # eager attention builds one mask for all layers, and a sliding window would drop memory first
         self.is_possible = not padded and str(model.config._attn_implementation).endswith("sdpa")
-        self.is_possible &= all(type(layer) is DynamicLayer for layer in self.layers)
+        self.is_possible &= all(type(layer) in (DynamicLayer, RoomyLayer) for layer in self.layers)
         self.is_possible &= len(self.layers) == num_layers(model)
 
     def place(self, prefix: Prefix | None) -> Prefix | None:

@@ -1,0 +1,50 @@
+"""A cache layer with room at its end, so that a new token's key and value are written and nothing is copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+ROOM_TOKENS = 64
+"""What an answer grows by until memory is read again: then the layer is written anew in any case."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Holds what `DynamicLayer` holds; `keys` and `values` are the filled part of larger tensors.
+
+    Whatever else sets `keys` or `values` (cropping, beams, memory put in front) costs one copy at the next token.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys = self._appended("keys", self.keys, key_states)
+            self.values = self._appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _appended(self, name: str, held: Tensor, more: Tensor) -> Tensor:
+        """`held` with `more` behind it, in the room that `held` is the front of, or in a new one."""
+        start, end = held.shape[2], held.shape[2] + more.shape[2]
+        room, filled = self._rooms.get(name, (held, None))
+        if filled is not held or end > room.shape[2]:
+            room = more.new_empty(*more.shape[:2], end + ROOM_TOKENS, more.shape[3])
+            room[:, :, :start] = held
+        room[:, :, start:end] = more
+        self._rooms[name] = (room, room[:, :, :end])
+        return self._rooms[name][1]
+
+
+def roomy_cache(model: PreTrainedModel) -> DynamicCache:
+    """The model's own cache; only its plain layers (no sliding window, no state) get room."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
