@@ -24,7 +24,7 @@ def test_files_and_folders(call, tmp_path):
     receipt = outcome.json["receipt"]
     assert (receipt["num_documents"], receipt["num_chunks"], receipt["skipped"]) == (2, 2, [])
     again = call("write", "notes", model=True)
-    assert "Remembered 0 new memories from 1 documents, 1 known already" in again.out
+    assert "Remembered 0 new memories from 1 document, 1 known already" in again.out
 
 
 def test_standard_input(call, monkeypatch):

@@ -137,6 +137,11 @@ def _summary(receipt: Receipt, bank: str) -> list[str]:
     num_new = len(set(receipt.ids) - set(receipt.skipped))
     known = f", {len(receipt.skipped):,} known already" if receipt.skipped else ""
     return [
-        f"Remembered {num_new:,} new memories from {receipt.num_documents:,} documents{known}",
+        f"Remembered {_counted(num_new, 'new memory', 'new memories')}"
+        f" from {_counted(receipt.num_documents, 'document', 'documents')}{known}",
         f" ({receipt.num_tokens:,} tokens, {receipt.num_bytes / 1e6:.1f} MB, {receipt.seconds:.1f} s) in {bank}",
     ]
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from remanence.errors import InputError
 from remanence.lm.family import LayerPrefix, capture
@@ -16,6 +15,7 @@ from remanence.lm.lm import LM
 from remanence.lm.rotate import move_keys
 from remanence.lm.seam import Seen, attention_mass
 from remanence.methods.base import Method, Prompt, Reading, Recaller
+from remanence.methods.layout import Group, num_real, num_slots, span, stack, visible
 from remanence.methods.selection import attention_received, select, take
 from remanence.types import KV, ExplicitMemory, Hit
 
@@ -57,14 +57,6 @@ def dense(lm: LM) -> Memory3Config:
     """For models that were never trained for memory: all layers, all tokens, consecutive positions."""
     layers = tuple(range(lm.dims.num_layers))
     return Memory3Config(layers, kept_tokens=None, refresh_tokens=None, positions="consecutive")
-
-
-@dataclass(frozen=True)
-class Group:
-    """The memories that the text from token `start` on sees, until the next group starts."""
-
-    start: int
-    memories: tuple[ExplicitMemory, ...]
 
 
 @dataclass(frozen=True)
@@ -181,7 +173,7 @@ class Memory3(Method):
             prefix=prefix,
             decoding=self.prefix(lm, [[Group(0, row[-1].memories)] for row in groups], [1] * len(groups), lead),
             groups=tuple(hits),
-            memory_tokens=tuple(max(_num_slots(group) for group in row) for row in groups),
+            memory_tokens=tuple(max(num_slots(group) for group in row) for row in groups),
         )
 
     def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
@@ -253,7 +245,7 @@ class Memory3(Method):
         b = len(self.prefix_ids(lm))
         if self.config.positions == "parallel":
             return b + self.config.reference_tokens
-        return b + max((_span(row) for row in groups), default=0)
+        return b + max((span(row) for row in groups), default=0)
 
     def prefix(
         self, lm: LM, groups: Sequence[Sequence[Group]], lengths: Sequence[int], lead: dict[int, KV] | None = None
@@ -269,8 +261,8 @@ class Memory3(Method):
         if self.config.positions == "consecutive":
             rows = [self._place(lm, row, offset) for row in groups]
             lead = self._place_lead(lm, groups, lead, offset)
-        visible_BTM = _visible(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
-        memory = _stack(rows) if any(rows) else None
+        visible_BTM = visible(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
+        memory = stack(rows) if any(rows) else None
         kvs = [self._layer(layer, lead[layer], memory, visible_BTM) for layer in range(lm.dims.num_layers)]
         return LayerPrefix(tuple(kvs), offset, self.config.refresh_tokens)
 
@@ -298,70 +290,9 @@ class Memory3(Method):
 
     def _place_lead(self, lm: LM, groups: Sequence[Sequence[Group]], lead: dict[int, KV], offset: int) -> dict[int, KV]:
         """The prefix right before each row's memories, so that a row of a batch is the row alone, moved."""
-        starts = [offset - len(self.prefix_ids(lm)) - _span(row) for row in groups]
+        starts = [offset - len(self.prefix_ids(lm)) - span(row) for row in groups]
         if not any(starts):
             return lead
         key_LGND = torch.cat([kv.key_BGMD for kv in lead.values()])
         key_BLGND = torch.stack([move_keys(lm.model, key_LGND, tuple(lead), start) for start in starts])
         return {layer: KV(key_BLGND[:, i], kv.value_BGMD) for i, (layer, kv) in enumerate(lead.items())}
-
-
-# -- layout --------------------------------------------------------------------------------------------------
-
-
-def num_real(memory: ExplicitMemory) -> int:
-    """Tokens of the longest head of a memory (its text's length where every token was kept)."""
-    return int((memory.index_LGN[0, 0] >= 0).sum())
-
-
-def _span(row: Sequence[Group]) -> int:
-    """Positions that a row's memories take one after the other."""
-    return max((sum(num_real(memory) for memory in group.memories) for group in row), default=0)
-
-
-def _num_slots(group: Group) -> int:
-    return sum(memory.index_LGN.shape[-1] for memory in group.memories)
-
-
-def num_columns(prefix: LayerPrefix) -> int:
-    return max(kv.key_BGMD.shape[2] for kv in prefix.kvs if kv is not None)
-
-
-def _stack(rows: Sequence[Sequence[ExplicitMemory]]) -> tuple[Tensor, Tensor]:
-    """key_BLGMD and value_BLGMD, rows filled up with zeros (which `_visible` hides)."""
-    example = next(memory for row in rows for memory in row)
-    shape = list(example.key_LGND.shape)
-    shape[2] = 0
-
-    def joined(name: str) -> Tensor:
-        empty = getattr(example, name).new_zeros(shape)
-        parts = [torch.cat([getattr(m, name) for m in row], dim=2) if row else empty for row in rows]
-        return pad_sequence([part.permute(2, 0, 1, 3) for part in parts], batch_first=True).permute(0, 2, 3, 1, 4)
-
-    return joined("key_LGND"), joined("value_LGND")
-
-
-def _visible(
-    groups: Sequence[Sequence[Group]],
-    rows: Sequence[Sequence[ExplicitMemory]],
-    lengths: Sequence[int],
-    num_lead: int,
-    device: torch.device,
-) -> Tensor | None:
-    """visible_BTM (bool), or None where every token may see every column.
-
-    Empty slots (index -1) are the same for all heads and layers of a memory: they depend on its length only.
-    """
-    T = max(lengths)
-    width = max((sum(m.index_LGN.shape[-1] for m in row) for row in rows), default=0)
-    visible_BTM = torch.zeros(len(groups), T, num_lead + width, dtype=torch.bool)
-    visible_BTM[:, :, :num_lead] = True
-    for r, row in enumerate(groups):
-        ends = [*[group.start for group in row[1:]], lengths[r]]
-        column, pad, memory = num_lead, T - lengths[r], 0
-        for group, end in zip(row, ends, strict=True):
-            for _ in group.memories:
-                filled = rows[r][memory].index_LGN[0, 0] >= 0
-                visible_BTM[r, pad + group.start : pad + end, column : column + len(filled)] = filled.cpu()
-                column, memory = column + len(filled), memory + 1
-    return None if bool(visible_BTM.all()) else visible_BTM.to(device)

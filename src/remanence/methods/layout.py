@@ -1,0 +1,74 @@
+"""Which memories stand in front of which tokens of a batch, and in which columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from remanence.types import ExplicitMemory
+
+
+@dataclass(frozen=True)
+class Group:
+    """The memories that the text from token `start` on sees, until the next group starts."""
+
+    start: int
+    memories: tuple[ExplicitMemory, ...]
+
+
+def num_real(memory: ExplicitMemory) -> int:
+    """Tokens of the longest head of a memory (its text's length where every token was kept)."""
+    return int((memory.index_LGN[0, 0] >= 0).sum())
+
+
+def span(row: Sequence[Group]) -> int:
+    """Positions that a row's memories take one after the other."""
+    return max((sum(num_real(memory) for memory in group.memories) for group in row), default=0)
+
+
+def num_slots(group: Group) -> int:
+    return sum(memory.index_LGN.shape[-1] for memory in group.memories)
+
+
+def stack(rows: Sequence[Sequence[ExplicitMemory]]) -> tuple[Tensor, Tensor]:
+    """key_BLGMD and value_BLGMD, rows filled up with zeros (which `visible` hides)."""
+    example = next(memory for row in rows for memory in row)
+    shape = list(example.key_LGND.shape)
+    shape[2] = 0
+
+    def joined(name: str) -> Tensor:
+        empty = getattr(example, name).new_zeros(shape)
+        parts = [torch.cat([getattr(m, name) for m in row], dim=2) if row else empty for row in rows]
+        return pad_sequence([part.permute(2, 0, 1, 3) for part in parts], batch_first=True).permute(0, 2, 3, 1, 4)
+
+    return joined("key_LGND"), joined("value_LGND")
+
+
+def visible(
+    groups: Sequence[Sequence[Group]],
+    rows: Sequence[Sequence[ExplicitMemory]],
+    lengths: Sequence[int],
+    num_lead: int,
+    device: torch.device,
+) -> Tensor | None:
+    """visible_BTM (bool), or None where every token may see every column.
+
+    Empty slots (index -1) are the same for all heads and layers of a memory: they depend on its length only.
+    """
+    T = max(lengths)
+    width = max((sum(m.index_LGN.shape[-1] for m in row) for row in rows), default=0)
+    visible_BTM = torch.zeros(len(groups), T, num_lead + width, dtype=torch.bool)
+    visible_BTM[:, :, :num_lead] = True
+    for r, row in enumerate(groups):
+        ends = [*[group.start for group in row[1:]], lengths[r]]
+        column, pad, memory = num_lead, T - lengths[r], 0
+        for group, end in zip(row, ends, strict=True):
+            for _ in group.memories:
+                filled = rows[r][memory].index_LGN[0, 0] >= 0
+                visible_BTM[r, pad + group.start : pad + end, column : column + len(filled)] = filled.cpu()
+                column, memory = column + len(filled), memory + 1
+    return None if bool(visible_BTM.all()) else visible_BTM.to(device)
