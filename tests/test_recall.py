@@ -28,22 +28,18 @@ def reader(session: rm.Session, without: tuple[str, ...] = ()) -> BankRecall:
     return BankRecall(session.lm, session.method, session.bank, session.retriever, without)
 
 
-def test_memories_loaded_ahead_are_those_of_the_bank(session: rm.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memories_are_those_of_the_bank(session: rm.Session) -> None:
     recall = reader(session)
     hits = recall.hits(QUESTION, 2)
     expected = session.bank.load(session.fingerprint, [hit.chunk.id for hit in hits])
-    with monkeypatch.context() as patched:
-        patched.setattr(session.bank, "load", None)
-        found = recall.memories(hits)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(recall.memories(hits), expected, strict=True):
+        assert other is not None
         assert torch.equal(one.key_LGND, other.key_LGND)
-    assert recall._loaded == {}, "nothing is kept beside the bank's own cache"
 
 
 def test_a_chunk_that_is_forgotten_meanwhile_is_named(session: rm.Session, monkeypatch: pytest.MonkeyPatch) -> None:
     recall = reader(session)
     hits = recall.hits(QUESTION, 1)
-    recall._loaded.clear()
     monkeypatch.setattr(session.bank, "load", lambda fingerprint, ids: [None] * len(ids))
     with pytest.raises(UnknownChunk, match=f"{hits[0].chunk.id}.*forgotten meanwhile"):
         recall.memories(hits)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from remanence.errors import BankError, BankMismatch, UnknownChunk
+from remanence.errors import BankMismatch, UnknownChunk
 from remanence.lm.lm import LM
 from remanence.methods.base import Method
 from remanence.types import Chunk, Hit, Memory
@@ -26,28 +25,13 @@ class BankRecall:
     def __init__(self, lm: LM, method: Method, bank: Bank, retriever: Retriever, without: Collection[str] = ()) -> None:
         self.lm, self.method, self.bank, self.retriever = lm, method, bank, retriever
         self.without = frozenset(without)
-        self._loaded: dict[str, Memory] = {}
 
     def hits(self, query: str, limit: int) -> list[Hit]:
-        beside = self._load if self.method.writes_tensors else None
-        return self.retriever.search(query, limit, beside, self.without)
-
-    def _load(self, ids: list[str]) -> None:
-        """Ahead of `memories`, while the search still reads chunks; what cannot be loaded is told there."""
-        ids = [id for id in ids if id not in self._loaded]
-        with suppress(BankError):
-            loaded = self.bank.load(self.method.fingerprint(self.lm), ids)
-            self._loaded |= {id: memory for id, memory in zip(ids, loaded, strict=True) if memory is not None}
+        return self.retriever.search(query, limit, self.without)
 
     def memories(self, hits: Sequence[Hit]) -> list[Memory]:
         """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start)."""
-        missing = {hit.chunk.id: hit.chunk for hit in hits if hit.chunk.id not in self._loaded}
-        found = load_or_write(self.lm, self.method, self.bank, list(missing.values()))
-        self._loaded |= zip(missing, found, strict=True)
-        wanted = [self._loaded[hit.chunk.id] for hit in hits]
-        for hit in hits:
-            self._loaded.pop(hit.chunk.id, None)
-        return wanted
+        return load_or_write(self.lm, self.method, self.bank, [hit.chunk for hit in hits])
 
     def texts(self, limit_tokens: int) -> list[Hit]:
         hits, offset = [], 0

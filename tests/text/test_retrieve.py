@@ -142,22 +142,6 @@ def test_wrong_arguments():
         retriever(kind="dense")
 
 
-def test_beside_is_called_with_the_hits_while_they_are_read():
-    asked: list[list[str]] = []
-    searcher = retriever(ColourEmbedder())
-    found = searcher.search("Which navy coat does Otto own?", beside=asked.append)
-    assert asked == [[hit.chunk.id for hit in found]]
-    assert found == searcher.search("Which navy coat does Otto own?")
-
-
-def test_an_error_beside_arrives():
-    def fail(ids: list[str]) -> None:
-        raise RuntimeError("beside")
-
-    with pytest.raises(RuntimeError, match="beside"):
-        retriever().search("Port Ellery", beside=fail)
-
-
 def test_a_chunk_that_goes_meanwhile_gives_its_place_to_the_next(monkeypatch):
     found = retriever()
     first, second = found.search("Port Ellery", limit=2)

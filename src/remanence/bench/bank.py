@@ -213,10 +213,8 @@ def _compact(folder: Path) -> dict[str, float]:
 
 
 def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
-    """Through the same retriever that sessions use, in a process of its own: memories are loaded while it reads chunks.
-
-    `load_*` is that loading, beside the reading of chunks; `open_seconds` holds the import of LanceDB.
-    """
+    """Through the same retriever that sessions use, in a process of its own; `open_seconds` holds the import of
+    LanceDB."""
     began = time.perf_counter()
     with Bank.open(folder / "bank", ram_bytes=0) as bank:
         open_seconds = time.perf_counter() - began
@@ -225,10 +223,11 @@ def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
         retriever = Retriever(bank, asked, threshold=Threshold(0.0, -1.0, 0.0))
         for question in [*questions[:3], *questions]:
             asked.vector_E, cpu_began = question.vector_E, time.process_time()
-            loaded: dict[str, Any] = {}
             began = time.perf_counter()
-            hits = retriever.search(question.text, NUM_HITS, _loading(bank, loaded, loads))
-            memories = [loaded[hit.chunk.id] for hit in hits]
+            hits = retriever.search(question.text, NUM_HITS)
+            found = time.perf_counter()
+            memories = bank.load(FINGERPRINT, [hit.chunk.id for hit in hits])
+            loads.append(time.perf_counter() - found)
             totals.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
             assert all(memory is not None for memory in memories), "a memory that was written must be there"
@@ -241,15 +240,6 @@ def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
         "first_query_seconds": totals[0],
         "found_share": num_right / len(totals),
     }
-
-
-def _loading(bank: Bank, loaded: dict[str, Any], seconds: list[float]) -> Callable[[list[str]], None]:
-    def load(ids: list[str]) -> None:
-        began = time.perf_counter()
-        loaded.update(zip(ids, bank.load(FINGERPRINT, ids), strict=True))
-        seconds.append(time.perf_counter() - began)
-
-    return load
 
 
 def _ask_plain(folder: Path, rows: int, questions: list[Question]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -89,19 +89,12 @@ class Retriever:
         either = " or the ".join(filter(None, (covers, near)))
         return f"{how}; recalls where the {either}, and the score >= {limit.margin:g} of the best"
 
-    def search(
-        self,
-        query: str,
-        limit: int = 5,
-        beside: Callable[[list[str]], Any] | None = None,
-        without: Collection[str] = (),
-    ) -> list[Hit]:
+    def search(self, query: str, limit: int = 5, without: Collection[str] = ()) -> list[Hit]:
         """At most `limit` hits, best first; [] where nothing in the bank is about the query.
 
         BM25 proposes, coverage orders what it proposed; the dense search orders by cosine; where both search,
-        their ranks are fused. `score` is the larger of coverage and cosine, as far as each found it. `beside` is
-        called in another thread with the ids of hits while their chunks are read: time to load what belongs to them.
-        `without`: ids that are passed over, as if they were not there.
+        their ranks are fused. `score` is the larger of coverage and cosine, as far as each found it. `without`: ids
+        that are passed over, as if they were not there.
         """
         if limit < 1 or not query.strip():
             return []
@@ -115,18 +108,13 @@ class Retriever:
         hits: list[Hit] = []
         while ranked and len(hits) < limit:
             part, ranked = ranked[: limit - len(hits)], ranked[limit - len(hits) :]
-            chunks = self._read([id for id, _ in part], beside)
+            chunks = self._chunks([id for id, _ in part])
             hits += [Hit(chunks[id], score[id], found_by) for id, found_by in part if id in chunks]
         return hits
 
     def _near(self, id: str, covered: Mapping[str, float], cosines: Mapping[str, float]) -> bool:
         by_words = id in covered and covered[id] >= self.threshold.coverage
         return by_words or (id in cosines and cosines[id] >= self.min_cosine)
-
-    def _read(self, ids: list[str], beside: Callable[[list[str]], Any] | None) -> dict[str, Chunk]:
-        if beside is None:
-            return self._chunks(ids)
-        return at_once(lambda: self._chunks(ids), lambda: beside(ids))[0]
 
     def _candidates(self, query: str, pool: int) -> tuple[dict[str, float], dict[str, float]]:
         """Coverage of what BM25 proposes, and cosines of the nearest chunks, best first; both searches at once."""

@@ -103,12 +103,10 @@ def coverage(wanted: dict[str, int], text: str) -> float:
         return 0.0
     bare = plain(text)
     stems = _stems(bare, wanted)
-    words = set(stems)
-    if any(" " in word for word in wanted):
-        words.update(map(" ".join, pairwise(stems)))
+    words, running = set(stems), f" {' '.join(stems)} "
     for run in () if bare.isascii() else CJK_RUN.findall(bare):
         words |= _pairs(run) | set(run)
-    found = sum(wanted[word] for word in words & wanted.keys())
+    found = sum(weight for word, weight in wanted.items() if word in words or (" " in word and f" {word} " in running))
     return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
 
 
