@@ -1,4 +1,4 @@
-"""A cache layer with room against transformers' own: whatever is done to both, they hold the same."""
+"""A cache layer with room against transformers' own: after the same steps they hold the same."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import copy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from remanence.lm.cache import ROOM_TOKENS, RoomyLayer, roomy_cache
 from remanence.lm.tiny import tiny_model
+from tests.lm.families import build
 
 STEPS = st.one_of(
     st.tuples(st.just("add"), st.integers(1, ROOM_TOKENS + 9)),
-    st.tuples(st.sampled_from(["add", "crop", "front", "swap", "copy"]), st.just(1)),
+    st.tuples(st.sampled_from(["add", "crop", "front", "swap", "more rows", "fewer rows", "reset"]), st.just(1)),
 )
 
 
-def change(layer: DynamicLayer, step: str, size: int, generator: torch.Generator) -> DynamicLayer:
+def change(layer: DynamicLayer, step: str, size: int, generator: torch.Generator) -> None:
     """One step of what decoding does to a layer, or others do; the same for the same state of the generator."""
-    drawn = torch.randn(2, 2, 3, size, 4, generator=generator)
-    if step == "add":
+    rows = 2 if not layer.get_seq_length() else len(layer.keys)
+    drawn = torch.randn(2, rows, 3, size, 4, generator=generator)
+    if step == "add" or not layer.get_seq_length():
         layer.update(drawn[0], drawn[1])
     elif step == "crop":
         layer.crop(-size)
@@ -29,26 +32,35 @@ def change(layer: DynamicLayer, step: str, size: int, generator: torch.Generator
         layer.keys, layer.values = (torch.cat([drawn[i], part], 2) for i, part in enumerate((layer.keys, layer.values)))
     elif step == "swap":
         layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
-    return copy.deepcopy(layer) if step == "copy" else layer
+    elif step == "more rows":
+        layer.batch_repeat_interleave(2)
+    elif step == "fewer rows":
+        layer.batch_select_indices(torch.tensor([len(layer.keys) - 1]))
+    elif step == "reset":
+        layer.reset()
 
 
-@given(st.lists(STEPS, max_size=12), st.integers(0, 99))
+@given(st.lists(STEPS, max_size=12), st.integers(0, 12), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_it_holds_what_a_plain_layer_holds(steps: list[tuple[str, int]], seed: int) -> None:
+def test_it_holds_what_a_plain_layer_holds(steps: list[tuple[str, int]], copied_after: int, seed: int) -> None:
+    """And so does a copy that goes its own way, without a change to what was handed out before."""
     found = []
     for layer in (DynamicLayer(), RoomyLayer()):
-        generator = torch.Generator().manual_seed(seed)
-        layer, held = change(layer, "add", 3, generator), []
-        for step, size in steps:
-            layer = change(layer, step, size, generator)
-            held.append((layer.keys, layer.keys.clone(), layer.values, layer.values.clone()))
-        for keys, keys_then, values, values_then in held:  # what was handed out before does not change
+        layers, held, generator = [layer], [], torch.Generator().manual_seed(seed)
+        for i, (step, size) in enumerate([("add", 3), *steps]):
+            layers += [copy.deepcopy(layer)] if i == copied_after else []
+            for each in layers:
+                change(each, step, size, generator)
+                if each.get_seq_length():
+                    held.append((each.keys, each.keys.clone(), each.values, each.values.clone()))
+        for keys, keys_then, values, values_then in held:
             assert torch.equal(keys, keys_then)
             assert torch.equal(values, values_then)
-        found.append((layer.keys, layer.values, layer.get_seq_length()))
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
-    assert found[0][2] == found[1][2]
+        found.append([(each.get_seq_length(), each.keys, each.values) for each in layers])
+    for (length, keys, values), (other_length, other_keys, other_values) in zip(*found, strict=True):
+        assert length == other_length
+        assert length == 0 or torch.equal(keys, other_keys)
+        assert length == 0 or torch.equal(values, other_values)
 
 
 def test_single_tokens_are_written_where_there_is_room() -> None:
@@ -62,6 +74,9 @@ def test_single_tokens_are_written_where_there_is_room() -> None:
     assert len(set(places)) == 1
 
 
-def test_every_plain_layer_of_a_model_has_room() -> None:
-    model = tiny_model(num_layers=3)
-    assert [type(layer) for layer in roomy_cache(model).layers] == [RoomyLayer] * 3
+def test_every_plain_layer_of_a_model_has_room_and_no_other() -> None:
+    assert [type(layer) for layer in roomy_cache(tiny_model(num_layers=3)).layers] == [RoomyLayer] * 3
+    model = build("gemma2")
+    ours, theirs = roomy_cache(model).layers, DynamicCache(config=model.config).layers
+    assert [RoomyLayer if type(layer) is DynamicLayer else type(layer) for layer in theirs] == [*map(type, ours)]
+    assert len({*map(type, ours)}) == 2

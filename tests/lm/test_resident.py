@@ -76,7 +76,7 @@ def test_decoding_is_the_same_with_and_without_it(lm, monkeypatch, batch):
 
 
 def test_padding_eager_attention_and_sliding_windows_keep_to_the_seam(lm):
-    cache = DynamicCache(config=lm.model.config)
+    cache = roomy_cache(lm.model)
     prefix = prefix_of((4, 4, 4), 0)
     assert Resident(lm.model, cache, padded=True).place(prefix) is prefix
     eager = loading.LM(tiny_model(backend="eager"), byte_tokenizer(), "eager")
@@ -93,7 +93,7 @@ def test_every_family_gives_the_same_logits(name):
         kvs = [KV(s.key_BGSD[:, :, i:], s.value_BGSD[:, :, i:]) for i, s in sorted(seen.items())]
         prefix, found = LayerPrefix(tuple(kvs), 6), []
         for is_resident in (True, False):
-            cache = DynamicCache(config=model.config)
+            cache = roomy_cache(model) if is_resident else DynamicCache(config=model.config)
             model(ids[:, 6:10], position_ids=6 + torch.arange(4)[None], past_key_values=cache, memory=prefix)
             memory = Resident(model, cache, padded=False).place(prefix) if is_resident else prefix
             for step in range(10, 16):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -14,7 +15,7 @@ from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.methods.memory3 import Memory3, Memory3Config
 from remanence.train.batches import pack
 from remanence.train.hints import (
-    Behind,
+    After,
     Hints,
     Shared,
     find_answers,
@@ -29,7 +30,7 @@ from remanence.types import ExplicitMemory
 
 NONE = torch.tensor([], dtype=torch.long)
 NOTHING = Shared(NONE, NONE, torch.zeros(0, 3, dtype=torch.bool))
-NOWHERE = Behind(NONE, NONE, NONE, torch.zeros(0, 3, dtype=torch.bool))
+NOWHERE = After(NOTHING, NONE)
 
 
 def test_answers_are_found_where_they_stand() -> None:
@@ -91,10 +92,10 @@ def test_words_after_an_answer_look_back_up_to_the_end_of_the_sentence() -> None
     assert hints.behind.row_F.tolist() == [1, 1]
     assert hints.behind.position_F.tolist() == [2, 3]
     assert hints.behind.target_FT.nonzero()[:, 1].tolist() == [1, 1]
-    assert hints.after.row_F.tolist() == [0]
-    assert hints.after.position_F.tolist() == [3]
+    assert hints.after.words.row_F.tolist() == [0]
+    assert hints.after.words.position_F.tolist() == [3]
     assert hints.after.reference_F.tolist() == [1]
-    assert hints.after.target_FT.nonzero()[:, 1].tolist() == [2, 3]
+    assert hints.after.words.target_FT.nonzero()[:, 1].tolist() == [2, 3]
     assert len(hints.told.row_F) == 0
 
 
@@ -103,11 +104,11 @@ def test_pointing_is_the_share_on_the_words_after_the_answer() -> None:
     memories = [[ExplicitMemory((0,), torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), index)] * 2]
     even = torch.zeros(1, 1, 1 + 4 + 3, 4)
     shown = Seen(even[:, :, :3], even, even, 1.0, None)
-    words = torch.tensor([[False, True, True]])
-    found = Behind(torch.tensor([0]), torch.tensor([1]), torch.tensor([1]), words)
+    one, second = torch.tensor([1]), torch.tensor([1])
+    found = After(Shared(torch.tensor([0]), one, torch.tensor([[False, True, True]])), second)
     # seven columns are seen: one in front, four of memory, two of the text; one of them holds a kept word
     assert float(pointing_loss(shown, 0, memories, 1, found)) == pytest.approx(torch.tensor(7.0).log().item(), abs=1e-3)
-    not_kept = Behind(found.row_F, found.position_F, found.reference_F, torch.tensor([[False, True, False]]))
+    not_kept = After(Shared(torch.tensor([0]), one, torch.tensor([[False, True, False]])), second)
     for nothing in (not_kept, NOWHERE):
         assert float(pointing_loss(shown, 0, memories, 1, nothing)) == 0.0
 
@@ -167,3 +168,24 @@ def test_writing_by_length_equals_writing_at_once(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(memory_module, "PARTS", num_parts)
         found.append(read_memories(lm, Memory3Config((0, 1), 8), batch, index_N, hint=True))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_every_hint_has_its_part_in_the_loss() -> None:
+    """Three memory layers: the words look back at the lowest two, and are found one layer before the last."""
+    lm = from_transformers(tiny_model(num_layers=4), byte_tokenizer(), "tiny")
+    who, stop = 40, 41
+    references = [[[5, 6, 20, 21, stop], [30, 31, 32, stop]]]
+    packed = pack([([1, who, 20, 21, 5, 6, 10], [0, *[TEXT] * 3, *[ANSWER] * 3])], 8, 0)
+    answers = packed.kind_BT.eq(ANSWER).tolist()
+    hints = find_answers(references, packed.ids_BT.tolist(), answers, ends=frozenset([stop]))
+    assert len(hints.behind.row_F) == 2
+    assert len(hints.after.words.row_F) == 1
+
+    def loss(changed: Hints) -> float:
+        batch, index_N = MemoryBatch(references, packed.ids_BT, packed.kind_BT, changed), targets(packed.kind_BT, 1)
+        return float(read_memories(lm, Memory3Config((0, 1, 2), None), batch, index_N, hint=True)[1].detach())
+
+    nothing = Shared(NONE, NONE, torch.zeros(0, 8, dtype=torch.bool))
+    without_after, without_behind = (replace(hints, after=After(nothing, NONE)), replace(hints, behind=nothing))
+    assert loss(hints) > loss(without_after) > loss(replace(without_after, behind=nothing))
+    assert loss(hints) > loss(without_behind)

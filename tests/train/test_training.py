@@ -226,5 +226,5 @@ def test_a_run_can_start_with_the_weights_of_a_folder(folder: Path, tmp_path: Pa
         start_run(replace(TINY, shape=replace(SHAPE, width=16)), None, tmp_path / "c", tmp_path / "model")
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(InputError, match="is not in both"):
+    with pytest.raises(InputError, match="it has no layers of a Llama"):
         start_run(TINY, None, tmp_path / "d", tmp_path / "model")

@@ -14,7 +14,7 @@ from remanence.data.values import open_value, value
 from remanence.data.wordlists import words
 
 TRAIN, HELDOUT, PRACTICE = "train", "heldout", "practice"
-"""Of words and wordings; practice is train with more of both than distractors have: an exam stays as it was."""
+"""Of words and wordings; practice is train and more, for training alone: what distractors are made of stays."""
 DEED_SHARE = {TRAIN: 0.3, HELDOUT: 0.3, PRACTICE: 0.45}
 
 

@@ -38,6 +38,7 @@ class Attribute:
     def of(self, split: str) -> Wordings:
         if split == "heldout":
             return self.heldout
+        # attributes that are named freely have no wordings for practice alone
         return self.practice if split == "practice" and self.practice.states else self.train
 
 

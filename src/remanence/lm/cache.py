@@ -1,4 +1,4 @@
-"""A cache layer with room at its end, so that a new token's key and value are written and nothing is copied."""
+"""A cache layer with room at its end, so that a new token is written there and what is held is rarely copied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 ROOM_TOKENS = 64
-"""What an answer grows by until memory is read again: then the layer is written anew in any case."""
+"""Memory³ reads memory again after as many tokens, and writes the layer anew; without that, one copy in so many."""
 
 
 class RoomyLayer(DynamicLayer):
@@ -23,16 +23,20 @@ class RoomyLayer(DynamicLayer):
         self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self.keys, self.values = key_states, value_states
-        else:
-            self.keys = self._appended("keys", self.keys, key_states)
-            self.values = self._appended("values", self.values, value_states)
+        if not self.get_seq_length():
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
         return self.keys, self.values
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        """In place of what is held; its room is given up at once."""
+        self._rooms.clear()
+        self.keys, self.values = keys, values
 
     def _appended(self, name: str, held: Tensor, more: Tensor) -> Tensor:
         """`held` with `more` behind it, in the room that `held` is the front of, or in a new one."""
+        assert (held.dtype, held.shape[:2]) == (more.dtype, more.shape[:2])  # `torch.cat` would refuse, or promote
         start, end = held.shape[2], held.shape[2] + more.shape[2]
         room, filled = self._rooms.get(name, (held, None))
         if filled is not held or end > room.shape[2]:

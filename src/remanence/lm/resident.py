@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from remanence.lm.cache import RoomyLayer
 from remanence.lm.family import LayerPrefix, num_layers
@@ -26,7 +25,7 @@ class Resident:
         self.num_columns = [0] * len(self.layers)
         # eager attention builds one mask for all layers, and a sliding window would drop memory first
         self.is_possible = not padded and str(model.config._attn_implementation).endswith("sdpa")
-        self.is_possible &= all(type(layer) in (DynamicLayer, RoomyLayer) for layer in self.layers)
+        self.is_possible &= all(type(layer) is RoomyLayer for layer in self.layers)
         self.is_possible &= len(self.layers) == num_layers(model)
 
     def place(self, prefix: Prefix | None) -> Prefix | None:
@@ -38,8 +37,9 @@ class Resident:
             kv = prefix.kvs[i] if fits and isinstance(prefix, LayerPrefix) else None
             num_columns = 0 if kv is None else kv.key_BGMD.shape[2]
             if num_columns or self.num_columns[i]:
-                layer.keys = _front(None if kv is None else kv.key_BGMD, layer.keys[:, :, self.num_columns[i] :])
-                layer.values = _front(None if kv is None else kv.value_BGMD, layer.values[:, :, self.num_columns[i] :])
+                text_key, text_value = (part[:, :, self.num_columns[i] :] for part in (layer.keys, layer.values))
+                key, value = (None, None) if kv is None else (kv.key_BGMD, kv.value_BGMD)
+                layer.put(_front(key, text_key), _front(value, text_value))
             self.num_columns[i] = num_columns
         return None if fits else prefix
 

@@ -25,7 +25,7 @@ def num_real(memory: ExplicitMemory) -> int:
     return int((memory.index_LGN[0, 0] >= 0).sum())
 
 
-def span(row: Sequence[Group]) -> int:
+def num_positions(row: Sequence[Group]) -> int:
     """Positions that a row's memories take one after the other."""
     return max((sum(num_real(memory) for memory in group.memories) for group in row), default=0)
 
@@ -34,8 +34,8 @@ def num_slots(group: Group) -> int:
     return sum(memory.index_LGN.shape[-1] for memory in group.memories)
 
 
-def stack(rows: Sequence[Sequence[ExplicitMemory]]) -> tuple[Tensor, Tensor]:
-    """key_BLGMD and value_BLGMD, rows filled up with zeros (which `visible` hides)."""
+def stacked_memories(rows: Sequence[Sequence[ExplicitMemory]]) -> tuple[Tensor, Tensor]:
+    """key_BLGMD and value_BLGMD, rows filled up with zeros (which `visible_columns` hides)."""
     example = next(memory for row in rows for memory in row)
     shape = list(example.key_LGND.shape)
     shape[2] = 0
@@ -48,7 +48,7 @@ def stack(rows: Sequence[Sequence[ExplicitMemory]]) -> tuple[Tensor, Tensor]:
     return joined("key_LGND"), joined("value_LGND")
 
 
-def visible(
+def visible_columns(
     groups: Sequence[Sequence[Group]],
     rows: Sequence[Sequence[ExplicitMemory]],
     lengths: Sequence[int],

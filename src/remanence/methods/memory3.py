@@ -15,7 +15,7 @@ from remanence.lm.lm import LM
 from remanence.lm.rotate import move_keys
 from remanence.lm.seam import Seen, attention_mass
 from remanence.methods.base import Method, Prompt, Reading, Recaller
-from remanence.methods.layout import Group, num_real, num_slots, span, stack, visible
+from remanence.methods.layout import Group, num_positions, num_real, num_slots, stacked_memories, visible_columns
 from remanence.methods.selection import attention_received, select, take
 from remanence.types import KV, ExplicitMemory, Hit
 
@@ -245,7 +245,7 @@ class Memory3(Method):
         b = len(self.prefix_ids(lm))
         if self.config.positions == "parallel":
             return b + self.config.reference_tokens
-        return b + max((span(row) for row in groups), default=0)
+        return b + max((num_positions(row) for row in groups), default=0)
 
     def prefix(
         self, lm: LM, groups: Sequence[Sequence[Group]], lengths: Sequence[int], lead: dict[int, KV] | None = None
@@ -261,8 +261,8 @@ class Memory3(Method):
         if self.config.positions == "consecutive":
             rows = [self._place(lm, row, offset) for row in groups]
             lead = self._place_lead(lm, groups, lead, offset)
-        visible_BTM = visible(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
-        memory = stack(rows) if any(rows) else None
+        visible_BTM = visible_columns(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
+        memory = stacked_memories(rows) if any(rows) else None
         kvs = [self._layer(layer, lead[layer], memory, visible_BTM) for layer in range(lm.dims.num_layers)]
         return LayerPrefix(tuple(kvs), offset, self.config.refresh_tokens)
 
@@ -290,7 +290,7 @@ class Memory3(Method):
 
     def _place_lead(self, lm: LM, groups: Sequence[Sequence[Group]], lead: dict[int, KV], offset: int) -> dict[int, KV]:
         """The prefix right before each row's memories, so that a row of a batch is the row alone, moved."""
-        starts = [offset - len(self.prefix_ids(lm)) - span(row) for row in groups]
+        starts = [offset - len(self.prefix_ids(lm)) - num_positions(row) for row in groups]
         if not any(starts):
             return lead
         key_LGND = torch.cat([kv.key_BGMD for kv in lead.values()])

@@ -18,9 +18,11 @@ def sources(old: int, new: int) -> list[int]:
 
 def grown(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """The weights of a Llama of `num_layers`; the same tensors where it has as many. ValueError where it has more."""
-    old = 1 + max(int(match[1]) for match in map(LAYER.fullmatch, state) if match)
+    old = 1 + max((int(match[1]) for match in map(LAYER.fullmatch, state) if match), default=-1)
     if old == num_layers:
         return state
+    if not old:
+        raise ValueError("it has no layers of a Llama")
     if old > num_layers:
         raise ValueError(f"it has {old} layers, more than {num_layers}")
     found = {name: tensor for name, tensor in state.items() if not LAYER.fullmatch(name)}

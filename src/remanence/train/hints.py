@@ -40,7 +40,7 @@ class Hints:
     asked: Shared
     told: Shared
     behind: Shared
-    after: Behind
+    after: After
 
     def to(self, device: torch.device) -> Hints:
         return Hints(**{name: part.to(device) for name, part in vars(self).items()})
@@ -71,19 +71,17 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """Where a question finds the words that stand after its answer. One entry per question F that has such words.
+class After:
+    """Where a question finds the words that stand after its answer.
 
-    `row_F`, `position_F`: its last token. `reference_F` (within its row), `target_FT`: the words.
+    `words`: its last token, and the words' places in the reference `reference_F` of its row.
     """
 
-    row_F: Tensor
-    position_F: Tensor
+    words: Shared
     reference_F: Tensor
-    target_FT: Tensor
 
-    def to(self, device: torch.device) -> Behind:
-        return Behind(**{name: part.to(device) for name, part in vars(self).items()})
+    def to(self, device: torch.device) -> After:
+        return After(self.words.to(device), self.reference_F.to(device))
 
 
 def find_answers(
@@ -126,17 +124,16 @@ def find_answers(
         first += len(row)
     row_Q, position_Q, reference_Q, token_Q = torch.tensor(found, dtype=torch.long).reshape(-1, 4).unbind(1)
     reference_F = torch.tensor([i for _, _, i, _ in after], dtype=torch.long)
-    words_after = _shared([(r, position, words) for r, position, _, words in after], width)
     return Hints(
         row_Q,
         position_Q,
         reference_Q,
         token_Q,
         value_RT,
-        _shared(asked, len(ids[0])),
-        _shared(told, width),
-        _shared(behind, width),
-        Behind(words_after.row_F, words_after.position_F, reference_F, words_after.target_FT),
+        asked=_shared(asked, len(ids[0])),
+        told=_shared(told, width),
+        behind=_shared(behind, width),
+        after=After(_shared([(r, position, words) for r, position, _, words in after], width), reference_F),
     )
 
 
@@ -184,40 +181,54 @@ def looking_loss(
     """
     if not len(hints.row_Q):
         return shown.query_BHTD.new_zeros(())
-    share_QHS = _attention(shown, hints.row_Q, hints.position_Q)
-    groups = share_QHS.shape[1] // shown.key_BGSD.shape[1]
-    owner_BS, token_BGS = _columns(memories, at, num_lead, share_QHS.shape[-1])
-    target_QGS = (owner_BS[hints.row_Q] == hints.reference_Q[:, None])[:, None]
-    target_QGS = target_QGS & (token_BGS[hints.row_Q] == hints.token_Q[:, None, None])
-    kept_Q = target_QGS.any(-1).any(-1)
+    share_QHS, owner_QS, token_QGS = _memory_columns(shown, at, memories, num_lead, hints.row_Q, hints.position_Q)
+    target_QGS = (owner_QS == hints.reference_Q[:, None])[:, None] & (token_QGS == hints.token_Q[:, None, None])
+    kept_Q = target_QGS.flatten(1).any(1)
     if not kept_Q.any():
         return share_QHS.new_zeros(())
-    mass_QH = (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)[kept_Q]
-    memory_QH = (share_QHS * (owner_BS >= 0)[hints.row_Q][:, None]).sum(-1)[kept_Q]
+    mass_QH = _mass(share_QHS, target_QGS)[kept_Q]
+    memory_QH = (share_QHS * (owner_QS >= 0)[:, None]).sum(-1)[kept_Q]
     stray_QH = (memory_QH - mass_QH).clamp(0, 1)
     return -(mass_QH.mean(-1) + 1e-6).log().mean() - STRAY * (1 - stray_QH + 1e-3).log().mean()
 
 
 def pointing_loss(
-    shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, found: Behind
+    shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, after: After
 ) -> Tensor:
     """-log(attention of a question on the words after its answer, mean over heads), where some head has kept them.
 
     The arguments are those of `looking_loss`.
     """
-    if not len(found.row_F):
+    words = after.words
+    if not len(words.row_F):
         return shown.query_BHTD.new_zeros(())
-    share_FHS = _attention(shown, found.row_F, found.position_F)
-    groups = share_FHS.shape[1] // shown.key_BGSD.shape[1]
-    owner_BS, token_BGS = _columns(memories, at, num_lead, share_FHS.shape[-1])
-    token_FGS = token_BGS[found.row_F]
-    word_FGS = found.target_FT.gather(1, token_FGS.clamp(min=0).flatten(1).long()).view_as(token_FGS)
-    word_FGS = word_FGS & (token_FGS >= 0) & (owner_BS[found.row_F] == found.reference_F[:, None])[:, None]
-    kept_F = word_FGS.flatten(1).any(1)
+    share_FHS, owner_FS, token_FGS = _memory_columns(shown, at, memories, num_lead, words.row_F, words.position_F)
+    is_word_FGS = words.target_FT.gather(1, token_FGS.clamp(min=0).flatten(1).long()).view_as(token_FGS)
+    target_FGS = is_word_FGS & (token_FGS >= 0) & (owner_FS == after.reference_F[:, None])[:, None]
+    kept_F = target_FGS.flatten(1).any(1)
     if not kept_F.any():
         return share_FHS.new_zeros(())
-    mass_FH = (share_FHS * word_FGS.repeat_interleave(groups, 1)).sum(-1)[kept_F]
-    return -(mass_FH.mean(-1) + 1e-6).log().mean()
+    return -(_mass(share_FHS, target_FGS)[kept_F].mean(-1) + 1e-6).log().mean()
+
+
+def _memory_columns(
+    shown: Seen,
+    at: int,
+    memories: Sequence[Sequence[ExplicitMemory]],
+    num_lead: int,
+    row_Q: Tensor,
+    position_Q: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """share_QHS of single query tokens; owner_QS and token_QGS of the columns that they see (see `_columns`)."""
+    share_QHS = _attention(shown, row_Q, position_Q)
+    owner_BS, token_BGS = _columns(memories, at, num_lead, share_QHS.shape[-1])
+    return share_QHS, owner_BS[row_Q], token_BGS[row_Q]
+
+
+def _mass(share_QHS: Tensor, target_QGS: Tensor) -> Tensor:
+    """mass_QH: attention of every query head on the targets of its KV head."""
+    groups = share_QHS.shape[1] // target_QGS.shape[1]
+    return (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)
 
 
 def _attention(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _beside_memories(row: Row, encoder: Encoder, tokens: int) -> tuple[list[int]
 def read_memories(
     lm: LM, config: Memory3Config, batch: MemoryBatch, index_N: Tensor, hint: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """logits_NV at chosen positions and, with `hint`, the loss of looking and keeping (else 0).
+    """logits_NV at chosen positions and, with `hint`, the losses of all hints (else 0).
 
     Every row's references are written, and read by all of its tokens.
     """
@@ -104,7 +104,7 @@ def read_memories(
     num_lead, hints = len(method.prefix_ids(lm)), batch.hints
     looking = looking_loss(watch.seen[last], len(config.memory_layers) - 1, rows, num_lead, hints)
     gathering = gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked)
-    if len(config.memory_layers) > 2:
+    if len(config.memory_layers) > 2:  # a layer to find the words, and one before it where they find the answer
         before = config.memory_layers[-2]
         gathering = gathering + pointing_loss(
             watch.seen[before], len(config.memory_layers) - 2, rows, num_lead, hints.after
@@ -142,7 +142,7 @@ def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
         value_RT, told = hints.value_RT[part.rows, :width], hints.told.of(part.rows, width)
         keeping.append(keeping_loss(part.written.weight_BLGT, value_RT, KEPT) * value_RT.sum())
         gathering.append(gathering_loss(part.written.seen[:-1], told, num_lead) * len(told.row_F))
-        behind = hints.behind.of(part.rows, width)
+        behind = hints.behind.of(part.rows, width)  # below the layer that looks at them: it must see what they found
         looking_back.append(gathering_loss(part.written.seen[:-2], behind, num_lead) * len(behind.row_F))
     kept = torch.stack(keeping).sum() / hints.value_RT.sum().clamp(min=1)
     gathered = torch.stack(gathering).sum() / max(1, len(hints.told.row_F))

@@ -115,7 +115,7 @@ class Encoder:
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """Tokens that end a sentence: a full stop, question or exclamation mark and nothing but signs."""
+        """Tokens that end a sentence ("Dr." too): a full stop, question or exclamation mark and nothing but signs."""
         vocab: dict[str, int] = self.tokenizer.get_vocab()
         signs = ((token.removeprefix("Ġ"), number) for token, number in vocab.items())
         return frozenset(number for sign, number in signs if re.fullmatch(r"[^\w\s]*[.!?][^\w\s]*", sign))

@@ -64,7 +64,9 @@ def load_model(model: LlamaForCausalLM, folder: Path) -> None:
             raise ValueError(f"{min(others)} is not in both")
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         problem = f"cannot start with the weights of {str(folder)!r}: {str(error).splitlines()[0]}"
-        raise InputError(problem, "give a folder that `remanence train` exported with this recipe") from error
+        raise InputError(
+            problem, "give one of this recipe's width and vocabulary, with as many layers or fewer"
+        ) from error
 
 
 def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
