@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,8 +18,25 @@ def test_all_is_well(call, bank):
     assert outcome.code == 0
     assert outcome.json["ok"]
     assert {"python", "torch", "memory test", "bank contents", "bank matches", "disk"} <= states(outcome).keys()
-    assert set(states(outcome).values()) == {"ok"}
+    found = states(outcome)
+    assert found.pop("training") == "warn", "tiny is random"
+    assert set(found.values()) == {"ok"}
     assert "ok   memory test" in call("doctor", model=True).out
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "expected"),
+    [
+        ({"memory3": {"kept_tokens": None}}, "memory3", ["ok"]),
+        ({}, "memory3:paper", ["warn"]),
+        ({}, "memory3:dense", []),
+        ({}, "retrieved_text", []),
+    ],
+)
+def test_a_model_that_was_not_trained_for_memory(settings, method, expected):
+    lm = SimpleNamespace(name="some-model", settings=settings)
+    assert [check.state for check in checks.training(lm, method)] == expected
+    assert list(checks.training(None, method)) == []
 
 
 def test_a_model_that_is_not_there(call):

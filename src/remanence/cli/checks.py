@@ -114,6 +114,22 @@ def model(name: str) -> tuple[LM | None, list[Check]]:
     ]
 
 
+def training(lm: LM | None, method: str) -> Iterator[Check]:
+    """Whether anything says that the model learned to read what `method` keeps; "dense" needs no training."""
+    name, _, preset = method.partition(":")
+    if lm is None or name != "memory3" or preset == "dense":
+        return
+    from remanence.lm.lm import SETTINGS
+
+    if name in lm.settings:
+        yield Check("training", "ok", f"{lm.name} was trained to read memories ({SETTINGS})")
+    else:
+        reason = f"nothing says that {lm.name} was trained to read sparse memories (it has no {SETTINGS})"
+        yield Check(
+            "training", "warn", reason, "`--method memory3:dense` or retrieved_text, unless you know that it was"
+        )
+
+
 def bank(path: Path, namespace: str, lm: LM | None, method: str) -> Iterator[Check]:
     if not path.exists():
         yield Check("bank", "ok", f"none at '{path}' yet", "`remanence write PATH` makes one")

@@ -30,7 +30,7 @@ def doctor(
     with progress("Looking"):
         found = [*checks.environment(), *checks.extras(), *checks.disk(bank)]
         lm, of_model = (None, []) if no_model else checks.model(model)
-        found += [*of_model, *checks.bank(bank, namespace, lm, method)]
+        found += [*of_model, *checks.training(lm, method), *checks.bank(bank, namespace, lm, method)]
     ok = all(check.state != "bad" for check in found)
     if as_json:
         print_json({"ok": ok, "checks": found})
