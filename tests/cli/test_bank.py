@@ -102,7 +102,10 @@ def test_export_and_import(call, bank, tmp_path):
     )
     added = call("bank", "import", "all.jsonl", "--bank", "copy", "--json").json
     assert (added["num_chunks"], added["num_new"]) == (3, 3)
-    assert "Added 0 chunks of 3" in call("bank", "import", "all.jsonl").out
+    known = call("bank", "import", "all.jsonl").out
+    assert "Added 0 chunks of 3" in known
+    assert "migrate" not in known
+    assert "bank migrate --bank third" in " ".join(call("bank", "import", "all.jsonl", "--bank", "third").out.split())
     assert call("bank", "import", "missing.jsonl").code == 2
 
 

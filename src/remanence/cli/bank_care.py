@@ -129,7 +129,10 @@ def import_(
     namespace: o.NamespaceOption = o.NAMESPACE,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Add the texts of an export; memories are made when they are first recalled."""
+    """Add the texts of an export.
+
+    Memories are made when they are first recalled; search vectors by `bank migrate`, until then words alone find them.
+    """
     if not path.is_file():
         raise InputError(f"'{path}' does not exist", "give a file that `remanence bank export` wrote")
     with open_bank(bank, namespace, new=True) as opened, progress("Importing"):
@@ -139,6 +142,9 @@ def import_(
         print_json({"path": str(path), "num_chunks": len(added), "num_new": num_new})
     else:
         say(f"Added {num_new:,} chunks of {len(added):,}; the others were there already.")
+        if num_new:
+            hint = f"`remanence bank migrate --bank {shlex.quote(str(bank))}` makes their search vectors and memories"
+            say(f"-> {hint}, with the --model, --method and --namespace that you use; until then words alone find them")
 
 
 def migrate(
