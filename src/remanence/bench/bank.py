@@ -25,7 +25,7 @@ from remanence.errors import InputError
 from remanence.text.retrieve import Retriever, Threshold, fuse
 from remanence.types import ExplicitMemory
 
-NUM_LAYERS, NUM_HEADS, NUM_SLOTS, HEAD_DIM = 3, 8, 8, 32
+NUM_LAYERS, NUM_HEADS, NUM_SLOTS, HEAD_DIM = 4, 8, 8, 32
 """One memory of nano as the paper keeps it; with all tokens of a reference it is up to 16 times as large."""
 WIDTH, NUM_WORDS, CHUNK_WORDS, QUERY_WORDS = 128, 30_000, 60, 8
 BATCH_ROWS = 512
