@@ -102,12 +102,40 @@ def coverage(wanted: dict[str, int], text: str) -> float:
     if not wanted:
         return 0.0
     bare = plain(text)
+    words = _named_words(wanted, bare.lower()) if bare.isascii() and "'" not in bare else _all_words(wanted, bare)
+    found = sum(weight for word, weight in wanted.items() if word in words)
+    return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
+
+
+def _named_words(wanted: Iterable[str], lower: str) -> set[str]:
+    """Those of `wanted` in a text of small ASCII letters without apostrophes: looks only where one may begin.
+
+    A stem begins its word, but for the y of "flies".
+    """
+    found = {word for word in wanted if " " not in word and _occurs(word, lower)}
+    pairs = [pair for pair in wanted if " " in pair and found.issuperset(pair.split(" "))]
+    return found | (_all_words(pairs, lower) & set(pairs) if pairs else set())
+
+
+def _occurs(wanted: str, lower: str) -> bool:
+    start = wanted.removesuffix("y")
+    at = lower.find(start)
+    while at >= 0:
+        if at == 0 or not lower[at - 1].isalnum():
+            word = ASCII_WORD.match(lower, at)
+            if word is not None and stem(word[0]) == wanted:
+                return True
+        at = lower.find(start, at + 1)
+    return False
+
+
+def _all_words(wanted: Iterable[str], bare: str) -> set[str]:
+    """The stems of a text, those that stand side by side, and pairs of its CJK characters."""
     stems = _stems(bare, wanted)
-    words, running = set(stems), f" {' '.join(stems)} "
+    words = {*stems, *map(" ".join, pairwise(stems))}
     for run in () if bare.isascii() else CJK_RUN.findall(bare):
         words |= _pairs(run) | set(run)
-    found = sum(weight for word, weight in wanted.items() if word in words or (" " in word and f" {word} " in running))
-    return min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT))
+    return words
 
 
 def _stems(bare: str, wanted: Iterable[str]) -> list[str]:
