@@ -54,6 +54,8 @@ def test_the_goals_are_those_of_the_benchmarks() -> None:
     f1, f1_8, f1_text = (squad[name]["f1"] for name in ("memory3", "memory3:paper", "retrieved_text"))
     marked = f"{exact:.3f} (all tokens); {exact8:.3f} (`memory3:paper`, 8)"
     assert cells("facts answered right") == [marked, both(exact, exact8, 0.9)[1]]
+    assert f"**{exact * 100:.0f} of 100 held-out facts" in CARD
+    assert f"kept, {exact8 * 100:.0f} with the paper's 8 per head" in CARD
     assert cells(">= 0.95 of `retrieved_text`") == both(exact / text, exact8 / text, 0.95)
     assert cells("SQuAD") == both(f1 / f1_text, f1_8 / f1_text, 0.9)
     first, decode = "first_token_retrieved_text_over_memory3_warm", "decode_memory3_warm_over_plain"
