@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from remanence.bench.bank import NUM_LAYERS
+
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "src/remanence/assets/nano"
 CARD = (NANO / "README.md").read_text(encoding="utf-8")
@@ -71,6 +73,7 @@ def test_the_shape_is_the_checkpoints() -> None:
     config = json.loads((NANO / "config.json").read_text(encoding="utf-8"))
     layers = config["num_hidden_layers"]
     assert f"{layers} layers (the first {layers // 2} read memory) of width {config['hidden_size']}" in CARD
+    assert layers // 2 == NUM_LAYERS, "the bench of the bank stores memories of nano's shape"
     for text in (CARD, (ROOT / "docs/memory3.md").read_text(encoding="utf-8")):
         assert f"in {'the' if text is CARD else 'its'} {layers // 2} memory layers" in text
     assert f"{(NANO / 'model.safetensors').stat().st_size / 1e6:.1f} MB in bf16" in CARD

@@ -225,6 +225,10 @@ def test_a_run_can_start_with_the_weights_of_a_folder(folder: Path, tmp_path: Pa
     with pytest.raises(InputError, match="cannot start with the weights"):
         start_run(replace(TINY, shape=replace(SHAPE, width=16)), None, tmp_path / "c", tmp_path / "model")
     tensors = load_file(tmp_path / "model" / "model.safetensors")
+    missing = {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
+    save_file(missing, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.norm\.weight is not in both"):
+        start_run(TINY, None, tmp_path / "e", tmp_path / "model")
     save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model" / "model.safetensors")
     with pytest.raises(InputError, match="it has no layers of a Llama"):
         start_run(TINY, None, tmp_path / "d", tmp_path / "model")

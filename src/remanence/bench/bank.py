@@ -213,8 +213,10 @@ def _compact(folder: Path) -> dict[str, float]:
 
 
 def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
-    """Through the same retriever that sessions use, in a process of its own; `open_seconds` holds the import of
-    LanceDB."""
+    """Through the same retriever that sessions use, in a process of its own.
+
+    `open_seconds` holds the import of LanceDB.
+    """
     began = time.perf_counter()
     with Bank.open(folder / "bank", ram_bytes=0) as bank:
         open_seconds = time.perf_counter() - began

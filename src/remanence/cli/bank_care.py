@@ -13,7 +13,7 @@ from rich.text import Text
 from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.opening import check_bank, open_bank, open_session, prune_answers
-from remanence.cli.terminal import confirm, err, fail, one_line, print_json, progress, say
+from remanence.cli.terminal import confirm, counted, err, fail, one_line, print_json, progress, say
 from remanence.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,13 +40,15 @@ def forget(
         if not yes:
             for chunk in chunks[:10]:
                 err().print(Text.assemble((f"  {chunk.id} ", "cyan"), one_line(chunk.text)), soft_wrap=True)
-        confirm(f"Forget {len(chunks)} texts for good, and what was made of them?", yes)
+        confirm(f"Forget {counted(len(chunks), 'text', 'texts')} for good, and what was made of them?", yes)
         receipt = opened.forget([chunk.id for chunk in chunks])
         num_answers = answers.scrub(bank, set(receipt.ids))
     if as_json:
         print_json(asdict(receipt) | {"num_answers": num_answers})
         return
-    say(f"Forgot {len(receipt.ids)} texts and {receipt.num_memories} memories made of them: nothing recalls them now.")
+    texts = counted(len(receipt.ids), "text", "texts")
+    memories = counted(receipt.num_memories, "memory", "memories")
+    say(f"Forgot {texts} and {memories}: nothing recalls them now.")
     if not receipt.bytes_gone:
         say((f"Their bytes leave the disk with `remanence bank compact --bank {shlex.quote(str(bank))}`.", "dim"))
 

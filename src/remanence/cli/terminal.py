@@ -123,3 +123,8 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
             bar.update(task, done=f"{bar.tasks[0].completed:,.0f}")
 
         yield advance
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """As people write it: "1 text", "2,000 texts"."""
+    return f"{number:,} {one if number == 1 else many}"

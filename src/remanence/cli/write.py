@@ -15,7 +15,7 @@ import typer
 
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
-from remanence.cli.terminal import fail, print_json, progress, say, warn
+from remanence.cli.terminal import counted, fail, print_json, progress, say, warn
 from remanence.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,11 +137,7 @@ def _summary(receipt: Receipt, bank: str) -> list[str]:
     num_new = len(set(receipt.ids) - set(receipt.skipped))
     known = f", {len(receipt.skipped):,} known already" if receipt.skipped else ""
     return [
-        f"Remembered {_counted(num_new, 'new memory', 'new memories')}"
-        f" from {_counted(receipt.num_documents, 'document', 'documents')}{known}",
+        f"Remembered {counted(num_new, 'new memory', 'new memories')}"
+        f" from {counted(receipt.num_documents, 'document', 'documents')}{known}",
         f" ({receipt.num_tokens:,} tokens, {receipt.num_bytes / 1e6:.1f} MB, {receipt.seconds:.1f} s) in {bank}",
     ]
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
