@@ -16,6 +16,7 @@ LAYERS = (
     ("types", "errors"),
     ("files",),
     ("answers", "provenance", "lm", "bank", "text", "data"),
+    ("latent",),
     ("methods",),
     ("recall",),
     ("generation",),
@@ -35,6 +36,7 @@ REASON = {
     "lm": "a model must not know where memory comes from",
     "text": "text is given its bank and its embedder",
     "data": "generated data must not know who trains on it",
+    "latent": "a pool must not know who keeps it",
     "methods": "a method is given what it recalls",
 }
 HOMES = {

@@ -53,6 +53,7 @@ class LM:
         self.proof = family.prove(self.model)
         self.embedder = ModelEmbedder.beside(self, folder) if folder else None
         self.settings = _settings(folder) if folder else {}
+        self.latent: dict[str, Tensor] | None = None
         self._constants: dict[tuple[int, ...], tuple[int, dict[int, KV]]] = {}
 
     @property
@@ -169,16 +170,19 @@ class LM:
         mask_BS: Tensor | None = None,
         cache: Any = None,
         last_only: bool = False,
+        role: str | None = None,
     ) -> Tensor:
         """Logits (B, T, V), or (B, 1, V) with `last_only`.
 
         `positions_BT` None: `memory.offset_tokens` (or 0) + 0, 1, 2 ... after what the cache holds.
         `mask_BS` (1 = text, 0 = padding) covers the cached and the new tokens; memory is always seen.
+        `role`: the adapter that runs, for models that have roles (`lm/lora.py`); None: none.
         """
         if positions_BT is None:
             start = (0 if memory is None else memory.offset_tokens) + (0 if cache is None else cache.get_seq_length())
             positions_BT = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device)[None]
-        extra = {} if memory is None else {"memory": memory}
+        extra: dict[str, Any] = {} if memory is None else {"memory": memory}
+        extra |= {} if role is None else {"role": role}
         return self.model(
             ids_BT,
             attention_mask=mask_BS,

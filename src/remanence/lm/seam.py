@@ -12,7 +12,8 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,18 @@ class Seen:
 
 class Enough(Exception):
     """Raised inside a forward pass when the last layer that was asked for has been seen."""
+
+
+class Tap(Protocol):
+    """Reads and changes what goes from layer to layer: `model(ids, tap=tap)`."""
+
+    def enter(self, layer: int, hidden_BTC: Tensor) -> Tensor:
+        """What the layer is given instead of `hidden_BTC`."""
+        ...
+
+    def leave(self, layer: int, hidden_BTC: Tensor) -> None:
+        """What the layer has made of it. May raise Enough."""
+        ...
 
 
 @dataclass
@@ -94,8 +107,11 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         )
     _register(backend)
     model.set_attn_implementation(_NAME.format(backend))
-    for module in attention_modules(model).values():
+    for index, module in attention_modules(model).items():
         module.register_forward_pre_hook(_show_hidden, with_kwargs=True)
+        layer = layer_of(model, module)
+        layer.register_forward_pre_hook(partial(_enter, index), with_kwargs=True)
+        layer.register_forward_hook(partial(_leave, index), with_kwargs=True)
     return model
 
 
@@ -118,6 +134,11 @@ def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
         if isinstance(index, int) and "Attention" in type(module).__name__ and index not in found:
             found[index] = module
     return found
+
+
+def layer_of(model: nn.Module, attention: nn.Module) -> nn.Module:
+    """The decoder layer that holds `attention`."""
+    return next(m for m in model.modules() if any(child is attention for child in m.children()))
 
 
 def _register(backend: str) -> None:
@@ -144,9 +165,15 @@ def _attend_with_memory(backend: str) -> Callable[..., tuple[Tensor, Tensor | No
         memory_hidden: Tensor | None = None,
         watch: Watch | None = None,
         watch_plain: Watch | None = None,
+        heads_only: list[tuple[Tensor, Tensor, Tensor]] | None = None,
+        role: str | None = None,
+        tap: Tap | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         layer: int = module.layer_idx  # type: ignore[assignment]
+        if heads_only is not None:
+            heads_only.append((query, key, value))
+            raise Enough
         if watch_plain is not None:
             watch_plain.show_plain(layer, query, key)
             return query[..., : value.shape[-1]].transpose(1, 2), None
@@ -204,9 +231,26 @@ def _show_hidden(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return args, kwargs
 
 
+def _enter(
+    index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict] | None:
+    tap: Tap | None = kwargs.get("tap")
+    if tap is None:
+        return None
+    if "hidden_states" in kwargs:
+        return args, {**kwargs, "hidden_states": tap.enter(index, kwargs["hidden_states"])}
+    return (tap.enter(index, args[0]), *args[1:]), kwargs
+
+
+def _leave(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    tap: Tap | None = kwargs.get("tap")
+    if tap is not None:
+        tap.leave(index, output if isinstance(output, Tensor) else output[0])
+
+
 def _run_without_rope(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], watch: Watch) -> None:
     """Calls the family's own attention module with cos = 1 and sin = 0, up to the attention function."""
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("memory", "memory_hidden", "watch")}
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("memory", "memory_hidden", "watch", "tap")}
     if "position_embeddings" in kwargs:
         kwargs["position_embeddings"] = _no_rotation(kwargs["position_embeddings"])
     elif len(args) > 1:

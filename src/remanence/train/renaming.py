@@ -70,7 +70,8 @@ def renamed(rng: Random, row: Row, corpora: Corpora, pieces: Pieces, share: floa
     def change(text: str) -> str:
         return pattern.sub(lambda match: exchange[match[0]], text)
 
-    return Row([change(text) for text in row.references], [(change(q), change(a)) for q, a in row.pairs])
+    pairs = [(change(question), change(answer)) for question, answer in row.pairs]
+    return Row([change(text) for text in row.references], pairs, row.places)
 
 
 def _other(rng: Random, capital: bool, corpora: Corpora, pieces: Pieces, taken: set[str]) -> str:

@@ -43,7 +43,8 @@ def facts_row(rng: Random, phase: Phase, split: str) -> Row:
         )
         if example.questions:
             pairs = [(question.text, question.answer) for question in example.questions]
-            return Row([passage.text for passage in example.passages], pairs)
+            places = [question.passage for question in example.questions]
+            return Row([passage.text for passage in example.passages], pairs, places)
 
 
 def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:
@@ -77,7 +78,7 @@ def _squad(rng: Random, phase: Phase, corpora: Corpora) -> Row:
     others = [_window(rng, rng.choice(corpora.contexts).text, [])[0] for _ in range(rng.randint(*phase.passages) - 1)]
     references = [text, *others]
     rng.shuffle(references)
-    return Row(references, pairs)
+    return Row(references, pairs, [references.index(text)] * len(pairs))
 
 
 def _window(rng: Random, text: str, pairs: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
@@ -95,7 +96,7 @@ def _window(rng: Random, text: str, pairs: list[tuple[str, str]]) -> tuple[str, 
 
 def _babi(rng: Random, phase: Phase, corpora: Corpora) -> Row:
     story = rng.choice(corpora.stories)
-    return Row([" ".join(story.text.split()[-60:])], [(story.question, story.answer)])
+    return Row([" ".join(story.text.split()[-60:])], [(story.question, story.answer)], [0])
 
 
 class Encoder:

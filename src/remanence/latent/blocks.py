@@ -1,0 +1,186 @@
+"""Append-only blocks of rows and keys that many values may share: a snapshot of a pool copies none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InputError
+
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows are kept and how: `folder` (None: in RAM) holds them as memory-mapped files.
+
+    int8 has one scale a row, its largest value over 127. `device` is for keys and rows in RAM.
+    """
+
+    precision: Precision = "bfloat16"
+    folder: Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"rows cannot be kept as {self.precision!r}", f"use one of {', '.join(PRECISIONS)}")
+
+    def bytes_per_row(self, width: int) -> int:
+        return width * PRECISIONS[self.precision].itemsize + (4 if self.precision == "int8" else 0)
+
+
+@dataclass
+class Coded:
+    """Vectors [L, R, width] in a place's precision; `scale_LR` for int8 alone."""
+
+    code_LRC: Tensor
+    scale_LR: Tensor | None
+
+    @staticmethod
+    def room(num_layers: int, num_rows: int, width: int, place: Place) -> Coded:
+        shape, dtype = (num_layers, num_rows, width), PRECISIONS[place.precision]
+        code = _mapped(shape, dtype, place.folder) if place.folder else torch.empty(shape, dtype=dtype)
+        scale = torch.empty(shape[:2]) if place.precision == "int8" else None
+        if place.folder is None:
+            code, scale = code.to(place.device), scale if scale is None else scale.to(place.device)
+        return Coded(code, scale)
+
+    def put(self, at: int, row_LNC: Tensor) -> None:
+        end = at + row_LNC.shape[1]
+        if self.scale_LR is not None:
+            scale_LN = row_LNC.float().abs().amax(-1).clamp(min=1e-12) / 127
+            self.scale_LR[:, at:end] = scale_LN
+            row_LNC = (row_LNC.float() / scale_LN[..., None]).round()
+        self.code_LRC[:, at:end] = row_LNC.to(self.code_LRC)
+
+    def get(self, layer: int, index_N: Tensor | slice) -> Tensor:
+        """row_NC of one layer, as float32 where it was int8, else as it is kept."""
+        code_NC = self.code_LRC[layer, index_N]
+        return code_NC if self.scale_LR is None else code_NC.float() * self.scale_LR[layer, index_N, None]
+
+
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+    """A tensor in a file of its own that is gone when the tensor is: nothing is left on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 1
+    for size in shape:
+        count *= size
+    fresh = 0
+    while (file := folder / f"rows-{fresh}.bin").exists():
+        fresh += 1
+    tensor = torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
+    file.unlink()
+    return tensor
+
+
+@dataclass
+class Block:
+    """Room for rows, their keys and when they were born; only `filled` of it is used, and that part never changes."""
+
+    row: Coded
+    key: Coded
+    born_LR: Tensor
+    filled: int = 0
+
+    @property
+    def room(self) -> int:
+        return self.born_LR.shape[1]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows in the order of their coming; a value: `append` leaves this one as it was.
+
+    `counts[i]` rows of `blocks[i]` are this value's. Rows are appended to the last block in place, where this value
+    is its newest owner; a fork copies that one block.
+    """
+
+    place: Place
+    num_layers: int
+    width: int
+    key_width: int
+    block_rows: int = BLOCK_ROWS
+    blocks: tuple[Block, ...] = ()
+    counts: tuple[int, ...] = field(default=())
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.counts)
+
+    def append(self, row_LNC: Tensor, key_LNE: Tensor, born_LN: Tensor) -> Blocks:
+        blocks, counts, at = list(self.blocks), list(self.counts), 0
+        if blocks and counts[-1] < blocks[-1].filled:
+            blocks[-1] = self._copy(blocks[-1], counts[-1])
+        while at < row_LNC.shape[1]:
+            if not blocks or blocks[-1].filled == blocks[-1].room:
+                blocks.append(self._fresh())
+                counts.append(0)
+            last = blocks[-1]
+            take = min(last.room - last.filled, row_LNC.shape[1] - at)
+            part = slice(at, at + take)
+            last.row.put(last.filled, row_LNC[:, part])
+            last.key.put(last.filled, key_LNE[:, part])
+            last.born_LR[:, last.filled : last.filled + take] = born_LN[:, part].to(last.born_LR)
+            last.filled += take
+            counts[-1], at = last.filled, at + take
+        return self._with(blocks, counts)
+
+    def without_first(self, num_blocks: int) -> Blocks:
+        return self._with(self.blocks[num_blocks:], self.counts[num_blocks:])
+
+    def born_LM(self) -> Tensor:
+        parts = [b.born_LR[:, :n] for b, n in self._pairs()]
+        return torch.cat(parts, dim=1) if parts else torch.empty(self.num_layers, 0, dtype=torch.long)
+
+    def born(self, layer: int) -> Tensor:
+        parts = [b.born_LR[layer, :n] for b, n in self._pairs()]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+
+    def keys(self, layer: int) -> Iterator[Tensor]:
+        """key_NE of one layer, a block at a time."""
+        for block, count in self._pairs():
+            yield block.key.get(layer, slice(0, count))
+
+    def rows(self, layer: int, index_N: Tensor) -> Tensor:
+        """row_NC of one layer at places counted over all blocks."""
+        out_NC: Tensor | None = None
+        start = 0
+        for block, count in self._pairs():
+            here_N = ((index_N >= start) & (index_N < start + count)).nonzero().squeeze(1)
+            if len(here_N):
+                found_NC = block.row.get(layer, index_N[here_N] - start)
+                if out_NC is None:
+                    out_NC = found_NC.new_empty(len(index_N), found_NC.shape[-1])
+                out_NC[here_N] = found_NC
+            start += count
+        return torch.empty(0, self.width) if out_NC is None else out_NC
+
+    def _pairs(self) -> Iterator[tuple[Block, int]]:
+        return zip(self.blocks, self.counts, strict=True)
+
+    def _fresh(self) -> Block:
+        row = Coded.room(self.num_layers, self.block_rows, self.width, self.place)
+        key = Coded.room(self.num_layers, self.block_rows, self.key_width, Place(self.place.precision))
+        return Block(row, key, torch.zeros(self.num_layers, self.block_rows, dtype=torch.long))
+
+    def _copy(self, block: Block, count: int) -> Block:
+        fresh = self._fresh()
+        for name in ("row", "key"):
+            old: Coded = getattr(block, name)
+            new: Coded = getattr(fresh, name)
+            new.code_LRC[:, :count] = old.code_LRC[:, :count]
+            if old.scale_LR is not None and new.scale_LR is not None:
+                new.scale_LR[:, :count] = old.scale_LR[:, :count]
+        fresh.born_LR[:, :count] = block.born_LR[:, :count]
+        fresh.filled = count
+        return fresh
+
+    def _with(self, blocks: list[Block] | tuple[Block, ...], counts: list[int] | tuple[int, ...]) -> Blocks:
+        return replace(self, blocks=tuple(blocks), counts=tuple(counts))

@@ -1,0 +1,94 @@
+"""Which rows leave a full pool: at random as the paper says, or by importance; one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from remanence.errors import InputError
+from remanence.latent.modules import LatentModules
+from remanence.latent.retriever import scores
+from remanence.lm.rows import norm_of, rows_to_kv
+
+
+@dataclass(frozen=True)
+class Full:
+    """A full pool and the rows that want in; `generator` is the pool's own."""
+
+    model: object
+    modules: LatentModules
+    row_LNC: Tensor
+    fresh_LKC: Tensor
+    generator: torch.Generator
+
+
+def at_random(full: Full) -> Tensor:
+    """Each layer draws its own permutation; its last K places leave (M+ §2.3, the draws of the authors' code)."""
+    L, N, _ = full.row_LNC.shape
+    K = full.fresh_LKC.shape[1]
+    return torch.stack([torch.randperm(N, generator=full.generator)[N - K :].sort().values for _ in range(L)])
+
+
+def by_retrieval(full: Full) -> Tensor:
+    """Rows that the writer's retriever scores low for the fresh rows leave sooner."""
+    return _weighted(full, _per_layer(full, _retrieval_mass))
+
+
+def by_attention(full: Full) -> Tensor:
+    """Rows whose keys are far from those of the fresh rows, by the model's own attention keys, leave sooner."""
+    return _weighted(full, _per_layer(full, _key_likeness))
+
+
+def by_redundancy(full: Full) -> Tensor:
+    """Rows that a fresh row nearly repeats (cosine) leave sooner."""
+    return _weighted(full, 1.0 - _per_layer(full, _likeness))
+
+
+POLICIES: dict[str, Callable[[Full], Tensor]] = {
+    "random": at_random,
+    "retrieval": by_retrieval,
+    "attention": by_attention,
+    "redundancy": by_redundancy,
+}
+
+
+def policy(name: str) -> Callable[[Full], Tensor]:
+    if name not in POLICIES:
+        raise InputError(f"no drop policy is called {name!r}", f"use one of {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+def _per_layer(full: Full, worth: Callable[[Full, int], Tensor]) -> Tensor:
+    return torch.stack([worth(full, layer) for layer in range(len(full.row_LNC))]).float().cpu()
+
+
+def _weighted(full: Full, worth_LN: Tensor) -> Tensor:
+    """K places per layer, drawn without replacement; a row of worth w leaves exp(-4 z) as readily, z its z-score."""
+    spread_L1 = worth_LN.std(1, keepdim=True).clamp(min=1e-6)
+    z_LN = (worth_LN - worth_LN.mean(1, keepdim=True)) / spread_L1
+    gumbel_LN = -(-torch.rand(worth_LN.shape, generator=full.generator).clamp(1e-9, 1 - 1e-6).log()).log()
+    return (gumbel_LN - z_LN).topk(full.fresh_LKC.shape[1], dim=1).indices.sort(1).values
+
+
+def _retrieval_mass(full: Full, layer: int) -> Tensor:
+    norm = norm_of(full.model, layer)  # type: ignore[arg-type]
+    query_KE = full.modules.encoder_query[layer](norm(full.fresh_LKC[layer]))
+    return scores(query_KE[None], full.modules.key[layer](norm(full.row_LNC[layer])))[0]
+
+
+def _key_likeness(full: Full, layer: int) -> Tensor:
+    def keys(row_NC: Tensor) -> Tensor:
+        still = torch.zeros(len(row_NC), dtype=torch.long, device=row_NC.device)
+        kv = rows_to_kv(full.model, layer, row_NC[None], still, "read")  # type: ignore[arg-type]
+        return functional.normalize(kv.key_BGMD[0].transpose(0, 1).flatten(1).float(), dim=-1)
+
+    return (keys(full.row_LNC[layer]) @ keys(full.fresh_LKC[layer]).T).mean(1)
+
+
+def _likeness(full: Full, layer: int) -> Tensor:
+    rows, fresh = (functional.normalize(part[layer].float(), dim=-1) for part in (full.row_LNC, full.fresh_LKC))
+    return (rows @ fresh.T).amax(1)

@@ -1,0 +1,198 @@
+"""One reading of pools: per layer, the rows that the retriever finds and the pool, as keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InputError
+from remanence.latent.modules import LatentModules
+from remanence.latent.pool import Pool
+from remanence.latent.retriever import scores
+from remanence.lm.lm import LM
+from remanence.lm.rows import queries, rows_to_kv
+from remanence.types import KV
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a layer is asked with: the hidden states that enter its attention; `mask_BT` marks text."""
+
+    lm: LM
+    modules: LatentModules
+    layer: int
+    hidden_BTC: Tensor
+    mask_BT: Tensor | None
+
+
+Choice = Callable[[Asked, Pool], Tensor]
+"""score_BM of all rows of a pool's long-term memory, those that are gone too."""
+
+
+def trained(asked: Asked, pool: Pool) -> Tensor:
+    """The co-trained retriever (M+ §3.2)."""
+    query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
+    parts = [scores(query_BTE, key_NE, asked.mask_BT) for key_NE in pool.long.blocks.keys(asked.layer)]
+    return torch.cat(parts, dim=1)
+
+
+def recent(asked: Asked, pool: Pool) -> Tensor:
+    """The rows that were written last."""
+    born_M = pool.long.blocks.born(asked.layer)
+    return born_M.double().expand(len(asked.hidden_BTC), -1)
+
+
+def attended(asked: Asked, pool: Pool) -> Tensor:
+    """By the model's own attention, as in the paper's ablation M+-Attn: the mean over tokens and heads of q·k.
+
+    Queries and keys are those of position 0, so that a row's place does not count.
+    """
+    blocks, layer = pool.long.blocks, asked.layer
+    still = torch.zeros(1, dtype=torch.long, device=asked.hidden_BTC.device)
+    keys = []
+    for start in range(0, blocks.num_rows, 4096):
+        index_N = torch.arange(start, min(start + 4096, blocks.num_rows))
+        row_NC = blocks.rows(layer, index_N).to(asked.hidden_BTC)
+        kv = rows_to_kv(asked.lm.model, layer, row_NC[None], still.expand(len(index_N)), "read")
+        keys.append(kv.key_BGMD[0])
+    key_GMD = torch.cat(keys, dim=1)
+    hidden_BTC = asked.hidden_BTC
+    query_BHTD = queries(asked.lm.model, layer, hidden_BTC, still.expand(hidden_BTC.shape[1]), "read")
+    groups = query_BHTD.shape[1] // key_GMD.shape[0]
+    weight_BHTM = (query_BHTD @ key_GMD.repeat_interleave(groups, 0).transpose(-1, -2)) * key_GMD.shape[-1] ** -0.5
+    return _masked_mean(weight_BHTM.softmax(-1).mean(1), asked.mask_BT)
+
+
+def at_random(seed: int) -> Choice:
+    """Rows by lot, other ones for every layer."""
+
+    def choice(asked: Asked, pool: Pool) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1000 + asked.layer)
+        return torch.rand(len(asked.hidden_BTC), pool.long.blocks.num_rows, generator=generator)
+
+    return choice
+
+
+def oracle(born: Callable[[int], Tensor]) -> Choice:
+    """The rows that were born when `born(row of the batch)` says (clocks), then the newest: an upper bound."""
+
+    def choice(asked: Asked, pool: Pool) -> Tensor:
+        born_M = pool.long.blocks.born(asked.layer)
+        wanted = [torch.isin(born_M, born(b)) for b in range(len(asked.hidden_BTC))]
+        return torch.stack(wanted).double() + born_M.double() * 1e-12
+
+    return choice
+
+
+def _masked_mean(value_BTM: Tensor, mask_BT: Tensor | None) -> Tensor:
+    if mask_BT is None:
+        return value_BTM.mean(1)
+    weight_BT = mask_BT.to(value_BTM) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    return (weight_BT[:, None] @ value_BTM)[:, 0]
+
+
+def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: bool) -> list[Tensor]:
+    """For each row of the batch the places of at most `num_rows` rows, oldest first.
+
+    Top scores, in order of age; of equal ages the later place first (the authors' code with a stable sort).
+    `fill`: with fewer merged rows than `num_rows`, these are repeated, and staged ones are not read (M+ §3.5).
+    """
+    born_M, alive_M = pool.long.blocks.born(layer), pool.long.alive(layer)
+    if fill:
+        merged = alive_M[: pool.long.num_merged].nonzero().squeeze(1)
+        if len(merged) < num_rows:
+            tiled = merged.repeat(-(-num_rows // max(1, len(merged))))[-num_rows:] if len(merged) else merged
+            return [_by_age(tiled, pool.clock - born_M)] * len(score_BM)
+    score_BM = score_BM.float().cpu().masked_fill(~alive_M, -torch.inf)
+    found_BN = score_BM.topk(min(num_rows, int(alive_M.sum())), dim=1).indices.sort(1).values
+    return [_by_age(index_N, pool.clock - born_M) for index_N in found_BN]
+
+
+def _by_age(index_N: Tensor, age_M: Tensor) -> Tensor:
+    return index_N[age_M[index_N].argsort(stable=True).flip(0)]
+
+
+@dataclass
+class PoolPrefix:
+    """A prefix `[first vector; long-term rows; pool]` (M+ §1.4); filled layer by layer at the first pass, then fixed.
+
+    `pools`: one for all rows of a batch, or one each (beams: rows of one pool stand together). `mask_BT` marks text.
+    `chosen[layer][row]`: the places in long-term memory that were read; `score` their scores.
+    """
+
+    lm: LM
+    modules: LatentModules
+    pools: Sequence[Pool]
+    num_slots: int
+    choice: Choice = trained
+    mask_BT: Tensor | None = None
+    fill: bool = False
+    refresh_tokens: int | None = None
+    kvs: dict[int, KV] = field(default_factory=dict)
+    chosen: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def offset_tokens(self) -> int:
+        return 1 + self.num_slots + self.pools[0].row_LNC.shape[1]
+
+    def __call__(self, layer: int, hidden_BTC: Tensor) -> KV:
+        if layer not in self.kvs:
+            self.kvs[layer] = self._read(layer, hidden_BTC)
+        return self.kvs[layer]
+
+    def _read(self, layer: int, hidden_BTC: Tensor) -> KV:
+        B, P = len(hidden_BTC), len(self.pools)
+        if B % P:
+            raise InputError(f"{P} pools cannot be read by a batch of {B} rows", "give one pool, or one for each row")
+        pools, each = self.pools, B // P
+        self.chosen[layer] = [
+            index_N
+            for p in range(P)
+            for index_N in self._choose(layer, hidden_BTC, slice(p * each, (p + 1) * each), pools[p])
+        ]
+        own = [pools[b // each] for b in range(B)]
+        found = [
+            pool.long.blocks.rows(layer, i).to(hidden_BTC) for pool, i in zip(own, self.chosen[layer], strict=True)
+        ]
+        return self._joined(layer, hidden_BTC, found)
+
+    def _choose(self, layer: int, hidden_BTC: Tensor, rows: slice, pool: Pool) -> list[Tensor]:
+        hidden_BTC = hidden_BTC[rows]
+        if not pool.long.blocks.num_rows or not self.num_slots:
+            return [torch.empty(0, dtype=torch.long)] * len(hidden_BTC)
+        mask_BT = None if self.mask_BT is None else self.mask_BT[rows]
+        asked = Asked(self.lm, self.modules, layer, hidden_BTC, mask_BT)
+        return select(pool, layer, self.choice(asked, pool), self.num_slots, fill=self.fill)
+
+    def _joined(self, layer: int, hidden_BTC: Tensor, found: list[Tensor]) -> KV:
+        """Long-term rows stand right in front of the pool; slots that nothing fills are seen by nobody."""
+        B, most, device = len(hidden_BTC), max(map(len, found)), hidden_BTC.device
+        bos_BMC = self.modules.bos_LC[layer].to(hidden_BTC).expand(1, 1, -1)
+        model, N = self.lm.model, self.pools[0].row_LNC.shape[1]
+        parts = [rows_to_kv(model, layer, bos_BMC, torch.zeros(1, dtype=torch.long), "read")]
+        if most:
+            long_BMC = torch.stack([_left_padded(row_NC, most) for row_NC in found])
+            at_M = torch.arange(self.num_slots - most, self.num_slots) + 1
+            parts.append(rows_to_kv(model, layer, long_BMC, at_M, "read"))
+        same = all(pool is self.pools[0] for pool in self.pools)
+        pool_PNC = torch.stack(
+            [pool.row_LNC[layer].to(hidden_BTC) for pool in (self.pools[:1] if same else self.pools)]
+        )
+        parts.append(rows_to_kv(model, layer, pool_PNC, torch.arange(N) + 1 + self.num_slots, "read"))
+        visible_BTM = None
+        if any(len(row_NC) < most for row_NC in found):
+            visible_BTM = torch.ones(B, 1, 1 + most + N, dtype=torch.bool, device=device)
+            for b, row_NC in enumerate(found):
+                visible_BTM[b, :, 1 : 1 + most - len(row_NC)] = False
+        return KV(_cat([p.key_BGMD for p in parts], B), _cat([p.value_BGMD for p in parts], B), visible_BTM)
+
+
+def _cat(parts: Sequence[Tensor], B: int) -> Tensor:
+    return torch.cat([part.repeat_interleave(B // len(part), 0) for part in parts], dim=2)
+
+
+def _left_padded(row_NC: Tensor, most: int) -> Tensor:
+    return torch.cat([row_NC.new_zeros(most - len(row_NC), row_NC.shape[1]), row_NC])

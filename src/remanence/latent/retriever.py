@@ -1,0 +1,55 @@
+"""The co-trained retriever: two-layer projectors per layer, scores, and the two losses it can be trained with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EPSILON = 1e-5
+
+
+class Projector(nn.Sequential):
+    """Width -> 2 E -> E with SiLU between and no bias (M+ §3.2; the authors' code)."""
+
+    def __init__(self, width: int, key_width: int, std: float = 0.02) -> None:
+        wide, narrow = nn.Linear(width, 2 * key_width, bias=False), nn.Linear(2 * key_width, key_width, bias=False)
+        super().__init__(wide, nn.SiLU(), narrow)
+        for linear in (wide, narrow):
+            nn.init.normal_(linear.weight, std=std)
+
+
+def scores(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """score_BM = mean over a prompt's tokens of sigmoid(q · k): the sigmoid before the mean (M+ eq. 3)."""
+    chance_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).sigmoid()  # key_BME too
+    if mask_BT is None:
+        return chance_BTM.mean(1)
+    weight_BT = mask_BT.to(chance_BTM) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    return (weight_BT[:, None] @ chance_BTM)[:, 0]
+
+
+def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -> Tensor:
+    """The paper's: -log W over the rows of this document, -log(1 - W) over all others, each a mean; none gives 0.
+
+    Pooled over all layers (and rows of a batch) that both tensors hold, as the authors' code does.
+    """
+    zero = score.new_zeros(())
+    own, other = score[is_own], score[~is_own]
+    positive = -(own + EPSILON).log().mean() if len(own) else zero
+    negative = -(1 - other + EPSILON).log().mean() if len(other) else zero
+    return (positive + negative_weight * negative) / (1 + negative_weight)
+
+
+def contrastive_loss(score_BM: Tensor, is_own_BM: Tensor, temperature: float = 0.05) -> Tensor:
+    """InfoNCE: each row of a question's own document against all rows of others; rows without own rows count 0.
+
+    What ranks a row is what `scores` gives, so the loss is over its log-odds divided by `temperature`.
+    """
+    ranked_BM = score_BM / temperature
+    other_B = ranked_BM.masked_fill(is_own_BM, -torch.inf).logsumexp(-1)
+    loss_BM = functional.softplus(other_B[:, None] - ranked_BM)
+    return (loss_BM * is_own_BM).sum() / is_own_BM.sum().clamp(min=1)
+
+
+def projectors(num_layers: int, width: int, key_width: int, std: float = 0.02) -> nn.ModuleList:
+    return nn.ModuleList(Projector(width, key_width, std) for _ in range(num_layers))

@@ -1,0 +1,209 @@
+"""M+ (arXiv 2502.00592): a pool of hidden rows that the model rewrites as it reads, and a long-term memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InputError
+from remanence.latent import dropping
+from remanence.latent.blocks import Blocks, Place, Precision
+from remanence.latent.longterm import Eviction, Keeping, LongTerm
+from remanence.latent.modules import LatentModules
+from remanence.latent.pool import Ages, Pool, replaced, seeded
+from remanence.latent.reading import Choice, PoolPrefix, trained
+from remanence.latent.retriever import scores
+from remanence.lm.family import LayerPrefix
+from remanence.lm.lm import LM
+from remanence.lm.rows import make_rows, norm_of, rows_to_kv
+from remanence.methods.base import Method, Prompt, Reading, Recaller
+
+
+@dataclass(frozen=True)
+class MPlusConfig:
+    """The paper's choices (M+ §3, App. E). A write makes `write_rows` rows (K) per layer of up to `chunk_tokens`.
+
+    The pool holds `pool_blocks` times as many (N), a reading adds `long_blocks` times as many (K0) from long-term
+    memory, of at most `capacity_rows`. `eviction`, `ages`: "reference" is the authors' code, with what it gets wrong.
+    """
+
+    chunk_tokens: int = 512
+    min_chunk_tokens: int = 16
+    write_rows: int = 256
+    pool_blocks: int = 40
+    long_blocks: int = 10
+    key_width: int = 256
+    capacity_rows: int = 153_600
+    merge_writes: int = 60
+    eviction: Eviction = "age"
+    ages: Ages = "true"
+    initial_frequency: float = 10.0
+    decay: float = 1.0
+    drop: str = "random"
+    precision: Precision = "bfloat16"
+
+    def __post_init__(self) -> None:
+        dropping.policy(self.drop)
+        if self.capacity_rows < self.write_rows:
+            raise InputError(
+                f"a long-term memory of {self.capacity_rows} rows cannot take the {self.write_rows} rows of one write",
+                f"give it {self.write_rows} rows or more; {self.write_rows * self.merge_writes} suit it",
+            )
+
+    @property
+    def pool_rows(self) -> int:
+        return self.write_rows * self.pool_blocks
+
+    @property
+    def long_slots(self) -> int:
+        return self.write_rows * self.long_blocks
+
+
+def paper(lm: LM) -> MPlusConfig:
+    return MPlusConfig()
+
+
+class MPlus(Method):
+    """Writes by self-update (§2.2 of MemoryLLM, §3.1 of M+), reads the pool and what its retriever finds (M+ §3.2)."""
+
+    # no `name` yet: sessions cannot use it so far, so it stays out of the registry
+    presets: ClassVar = {"paper": paper}
+    config: MPlusConfig
+
+    def __init__(self, config: MPlusConfig, modules: LatentModules | None = None) -> None:
+        super().__init__(config)
+        self._modules = modules
+
+    def modules(self, lm: LM) -> LatentModules:
+        """What this method has trained for `lm`: the model folder's, or a start for training."""
+        if self._modules is None:
+            c = self.config
+            self._modules = LatentModules.beside(lm, c.key_width, c.pool_rows)
+        return self._modules
+
+    def reference_tokens(self) -> int:
+        return self.config.chunk_tokens
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def fresh(self, lm: LM, seed: int = 0, folder: Path | None = None) -> Pool:
+        """The pool before the first write. `folder`: where rows of long-term memory are kept; None in RAM."""
+        c, L, C = self.config, lm.dims.num_layers, lm.dims.width
+        merge_rows = min(c.merge_writes * c.write_rows, max(c.write_rows, c.capacity_rows // 2))
+        keeping = Keeping(c.eviction, c.capacity_rows, merge_rows, c.initial_frequency, c.decay, c.long_slots)
+        blocks = Blocks(Place(c.precision, folder), L, C, c.key_width)
+        row_LNC = self.modules(lm).pool_LNC.to(lm.device, lm.dtype)
+        born_LN = torch.arange(-c.pool_rows, 0).expand(L, -1) + 1
+        return Pool(row_LNC, born_LN, 0, self.modules(lm).first_long(LongTerm.empty(keeping, blocks)), seeded(seed))
+
+    def encode(self, lm: LM, last_BLKC: Tensor, ids_BT: Tensor) -> Tensor:
+        """row_BLKC that a chunk of T tokens becomes, given the last K rows of its pool (M+ §2.2); gradients flow.
+
+        The first token stands at position K + 1. With T < K, the last K - T rows of the pool are live too and
+        become the first new rows.
+        """
+        K, (B, T) = self.config.write_rows, ids_BT.shape
+        num_live = max(0, K - T)
+        modules = self.modules(lm)
+        prefix = self._front(lm, last_BLKC[:, :, : K - num_live])
+        front_LBMC = last_BLKC[:, :, K - num_live :].transpose(0, 1) if num_live else None
+        ids_BT = torch.cat([ids_BT.new_zeros(B, num_live), ids_BT], dim=1)
+        return make_rows(
+            lm.model, ids_BT, K, memory=prefix, role="write", front_LBMC=front_LBMC, added_C=modules.mark_C
+        )
+
+    def _front(self, lm: LM, row_BLMC: Tensor) -> LayerPrefix:
+        """`[first vector; rows]` of every layer as keys and values, at positions 0, 1, 2 ..."""
+        B, _, M, _ = row_BLMC.shape
+        bos_LC, at_M = self.modules(lm).bos_LC.to(row_BLMC), torch.arange(M + 1, device=lm.device)
+        kvs = []
+        for layer in range(lm.dims.num_layers):
+            rows_BMC = torch.cat([bos_LC[layer].expand(B, 1, -1), row_BLMC[:, layer]], dim=1)
+            kvs.append(rows_to_kv(lm.model, layer, rows_BMC, at_M, "write"))
+        return LayerPrefix(tuple(kvs), M + 1)
+
+    def add(self, lm: LM, pool: Pool, ids: Sequence[int]) -> Pool:
+        """`pool` after it has read one chunk of 1 to `chunk_tokens` tokens; what was given is as it was."""
+        self._check(lm, ids)
+        K = self.config.write_rows
+        with torch.no_grad():
+            fresh_LKC = self.encode(lm, pool.row_LNC[None, :, -K:], torch.tensor([list(ids)], device=lm.device))[0]
+            return self.take(lm, pool, fresh_LKC)
+
+    def take(self, lm: LM, pool: Pool, fresh_LKC: Tensor) -> Pool:
+        """`pool` with the rows of a chunk in it, and what they displace in long-term memory."""
+        generator = pool.generator()
+        full = dropping.Full(lm.model, self.modules(lm), pool.row_LNC, fresh_LKC, generator)
+        dropped_LK = dropping.policy(self.config.drop)(full)
+        return self.replace(lm, pool, fresh_LKC, dropped_LK, generator.get_state())
+
+    def replace(self, lm: LM, pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, random: Tensor | None = None) -> Pool:
+        """As `take`, for rows to drop that are given; `random`: the generator's state afterwards."""
+        key_LKE = self.search_keys(lm, pool.row_LNC, dropped_LK)
+        after = replaced(pool, fresh_LKC, dropped_LK, key_LKE, ages=self.config.ages)
+        return after if random is None else dataclasses.replace(after, random=random)
+
+    def search_keys(self, lm: LM, row_LNC: Tensor, index_LK: Tensor) -> Tensor:
+        """key_LKE of chosen rows: the key projector on what the layer's own norm makes of them (M+ §3.2)."""
+        modules = self.modules(lm)
+        return torch.stack(
+            [
+                modules.key[layer](norm_of(lm.model, layer)(row_LNC[layer, index_LK[layer].to(row_LNC.device)]))
+                for layer in range(len(row_LNC))
+            ]
+        )
+
+    def reader_scores(
+        self, lm: LM, row_BLNC: Tensor, hidden: Mapping[int, Tensor], mask_BT: Tensor | None = None, detach: bool = True
+    ) -> Tensor:
+        """score_BLN of pool rows for training the retriever (M+ §3.2); `hidden`: what entered each layer's attention.
+
+        `detach`: only the projectors learn from it, as the authors have it; else the writer and the reader do too.
+        """
+        modules = self.modules(lm)
+        normed = self._normed(lm, row_BLNC, detach)
+        asked = [hidden[i].detach() if detach else hidden[i] for i in range(len(normed))]
+        pairs = zip(modules.query, modules.key, asked, normed, strict=True)
+        return torch.stack([scores(query(q), key(h), mask_BT) for query, key, q, h in pairs], dim=1)
+
+    def writer_scores(self, lm: LM, row_BLNC: Tensor, detach: bool = True) -> Tensor:
+        """score_BLN of pool rows for the last K of them: the writer's retriever."""
+        modules, K = self.modules(lm), self.config.write_rows
+        pairs = zip(modules.encoder_query, modules.key, self._normed(lm, row_BLNC, detach), strict=True)
+        return torch.stack([scores(query(h[:, -K:]), key(h)) for query, key, h in pairs], dim=1)
+
+    def _normed(self, lm: LM, row_BLNC: Tensor, detach: bool) -> list[Tensor]:
+        normed = [norm_of(lm.model, layer)(row_BNC) for layer, row_BNC in enumerate(row_BLNC.unbind(1))]
+        return [h.detach() for h in normed] if detach else normed
+
+    def _check(self, lm: LM, ids: Sequence[int]) -> None:
+        if not 1 <= len(ids) <= self.config.chunk_tokens:
+            raise InputError(
+                f"a chunk has {len(ids)} tokens", f"a write takes 1 to {self.config.chunk_tokens}: split the text"
+            )
+        if odd := [i for i in ids if not 0 <= i < lm.dims.vocab_size]:
+            raise InputError(
+                f"token id {odd[0]} is not in the vocabulary of {lm.name}", f"ids are 0 to {lm.dims.vocab_size - 1}"
+            )
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def prefix(
+        self, lm: LM, pools: Sequence[Pool], mask_BT: Tensor | None = None, choice: Choice = trained
+    ) -> PoolPrefix:
+        """What a batch reads: of one pool, or of one for each row. `mask_BT`: 1 where there is text."""
+        fill = self.config.eviction == "reference"
+        return PoolPrefix(lm, self.modules(lm), pools, self.config.long_slots, choice, mask_BT, fill)
+
+    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+        raise NotImplementedError
+
+    def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
+        """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (M+ §6.1, "two-chunk")."""
+        return self._front(lm, row_BLKC)
