@@ -81,7 +81,7 @@ class Golden:
             fresh_LKC = self.tensors[f"inj/{j}/delta_memory"][0]
             dropped_LK = torch.stack(self.layers(f"inj/{j}/dropped"))
             with torch.no_grad():
-                pools.append(self.method.replace(self.lm, pools[-1], fresh_LKC, dropped_LK))
+                pools.append(self.method.exchange(self.lm, pools[-1], fresh_LKC, dropped_LK))
         return pools
 
     def injections(self) -> list[Tensor]:
@@ -121,7 +121,7 @@ def test_2_writing_makes_their_rows(golden: Golden) -> None:
     for pool, (j, ids) in zip(golden.states, enumerate(golden.injections()), strict=False):
         K = golden.method.config.write_rows
         with torch.no_grad():
-            made = golden.method.encode(golden.lm, pool.row_LNC[None, :, -K:], ids)
+            made = golden.method.encode(golden.lm, pool.row_LNC[None, :, -K:], [ids[0].tolist()])
         near(made, golden.tensors[f"inj/{j}/delta_memory"])
 
 
@@ -228,7 +228,7 @@ def test_7_two_chunks_with_gradient(golden: Golden) -> None:
     pool = golden.states[-1]
     _clear(golden)
     K, sentence = golden.method.config.write_rows, golden.tensors["train/sen"]
-    delta = golden.method.encode(golden.lm, pool.row_LNC[None, :, -K:], golden.tensors["train/ctx"])
+    delta = golden.method.encode(golden.lm, pool.row_LNC[None, :, -K:], [golden.tensors["train/ctx"][0].tolist()])
     near(delta, golden.tensors["train/two_chunk_delta"])
     logits = golden.lm.forward(sentence, golden.method.alone(golden.lm, delta), role="write")
     loss = functional.cross_entropy(logits[0, :-1], sentence[0, 1:])

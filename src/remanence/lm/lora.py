@@ -101,7 +101,7 @@ def _wrap(layer: nn.Module, config: LoraConfig) -> list[RoleLinear]:
     for module in list(layer.modules()):
         for name, child in list(module.named_children()):
             if name in config.targets and isinstance(child, nn.Linear):
-                linears.append(RoleLinear(child, config))
+                linears.append(RoleLinear(child, config).train(child.training))
                 setattr(module, name, linears[-1])
     return linears
 

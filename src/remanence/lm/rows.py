@@ -28,57 +28,50 @@ _NUM_TOKENS = 8
 
 @dataclass
 class Outputs:
-    """Collects what each layer made of the last `num_rows` tokens; `front_LBMC` stands in for the first M of them.
+    """Collects what each layer made of chosen tokens, `take_BM`; the pass ends after the last layer.
 
-    A front token is given anew to every layer (a row of a pool lives at one layer only); `added_C` is added to what
-    every layer is given at the last `num_rows` tokens. The pass ends after the last layer.
+    `front_LBTC` stands in, at every layer anew, for the tokens that `is_front_BT` marks: a row of a pool lives at one
+    layer only. `added_C` is added to what every layer is given at the tokens that are taken.
     """
 
-    num_rows: int
+    take_BM: Tensor
     num_layers: int
-    front_LBMC: Tensor | None = None
+    is_front_BT: Tensor | None = None
+    front_LBTC: Tensor | None = None
     added_C: Tensor | None = None
     made: dict[int, Tensor] = field(default_factory=dict)
 
     def enter(self, layer: int, hidden_BTC: Tensor) -> Tensor:
-        if self.front_LBMC is not None:
-            front_BMC = self.front_LBMC[layer].to(hidden_BTC.dtype).expand(len(hidden_BTC), -1, -1)
-            hidden_BTC = torch.cat([front_BMC, hidden_BTC[:, front_BMC.shape[1] :]], dim=1)
+        if self.is_front_BT is not None and self.front_LBTC is not None:
+            front_BTC = self.front_LBTC[layer].to(hidden_BTC.dtype)
+            hidden_BTC = torch.where(self.is_front_BT[..., None], front_BTC, hidden_BTC)
         if self.added_C is None:
             return hidden_BTC
-        head_BTC, last_BTC = hidden_BTC[:, : -self.num_rows], hidden_BTC[:, -self.num_rows :]
-        return torch.cat([head_BTC, last_BTC + self.added_C.to(hidden_BTC.dtype)], dim=1)
+        is_taken_BT = hidden_BTC.new_zeros(hidden_BTC.shape[:2]).scatter_(1, self.take_BM, 1.0)
+        return hidden_BTC + is_taken_BT[..., None] * self.added_C.to(hidden_BTC.dtype)
 
     def leave(self, layer: int, hidden_BTC: Tensor) -> None:
-        self.made[layer] = hidden_BTC[:, -self.num_rows :]
+        index_BMC = self.take_BM[..., None].expand(-1, -1, hidden_BTC.shape[-1])
+        self.made[layer] = hidden_BTC.gather(1, index_BMC)
         if layer == self.num_layers - 1:
             raise seam.Enough
-
-    @property
-    def row_BLMC(self) -> Tensor:
-        return torch.stack([self.made[layer] for layer in range(self.num_layers)], dim=1)
 
 
 def make_rows(
     model: PreTrainedModel,
     ids_BT: Tensor,
-    num_rows: int,
-    *,
+    positions_BT: Tensor,
+    outputs: Outputs,
     memory: Prefix | None = None,
     role: str | None = None,
-    front_LBMC: Tensor | None = None,
-    added_C: Tensor | None = None,
 ) -> Tensor:
-    """row_BLMC: every layer's outputs at the last `num_rows` of `ids_BT` (M+ §2, "delta"); gradients flow.
+    """row_BLMC: every layer's outputs at the tokens that `outputs` takes (M+ §2, "delta"); gradients flow.
 
-    No logits are computed. `front_LBMC`, `added_C`: see `Outputs`.
+    No logits are computed. Padding on the right needs no mask.
     """
-    outputs = Outputs(num_rows, num_layers(model), front_LBMC, added_C)
-    start = 0 if memory is None else memory.offset_tokens
-    positions_BT = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device)[None]
     with contextlib.suppress(seam.Enough):
         model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, role=role, tap=outputs)
-    return outputs.row_BLMC
+    return torch.stack([outputs.made[layer] for layer in range(outputs.num_layers)], dim=1)
 
 
 def norm_of(model: PreTrainedModel, layer: int) -> nn.Module:

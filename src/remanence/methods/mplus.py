@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ from remanence.latent.reading import Choice, PoolPrefix, trained
 from remanence.latent.retriever import scores
 from remanence.lm.family import LayerPrefix
 from remanence.lm.lm import LM
-from remanence.lm.rows import make_rows, norm_of, rows_to_kv
+from remanence.lm.rows import Outputs, make_rows, norm_of, rows_to_kv
 from remanence.methods.base import Method, Prompt, Reading, Recaller
 
 
@@ -102,30 +101,43 @@ class MPlus(Method):
         born_LN = torch.arange(-c.pool_rows, 0).expand(L, -1) + 1
         return Pool(row_LNC, born_LN, 0, self.modules(lm).first_long(LongTerm.empty(keeping, blocks)), seeded(seed))
 
-    def encode(self, lm: LM, last_BLKC: Tensor, ids_BT: Tensor) -> Tensor:
-        """row_BLKC that a chunk of T tokens becomes, given the last K rows of its pool (M+ §2.2); gradients flow.
+    def encode(self, lm: LM, last_BLKC: Tensor, chunks: Sequence[Sequence[int]]) -> Tensor:
+        """row_BLKC that chunks become, each given the last K rows of its pool (M+ §2.2); gradients flow.
 
-        The first token stands at position K + 1. With T < K, the last K - T rows of the pool are live too and
-        become the first new rows.
+        A chunk of T tokens stands at K + 1 ...; with T < K, the last K - T rows of the pool are live too and
+        become its first new rows.
         """
-        K, (B, T) = self.config.write_rows, ids_BT.shape
-        num_live = max(0, K - T)
-        modules = self.modules(lm)
-        prefix = self._front(lm, last_BLKC[:, :, : K - num_live])
-        front_LBMC = last_BLKC[:, :, K - num_live :].transpose(0, 1) if num_live else None
-        ids_BT = torch.cat([ids_BT.new_zeros(B, num_live), ids_BT], dim=1)
-        return make_rows(
-            lm.model, ids_BT, K, memory=prefix, role="write", front_LBMC=front_LBMC, added_C=modules.mark_C
+        K, device = self.config.write_rows, lm.device
+        before_B = torch.tensor([max(0, K - len(chunk)) for chunk in chunks], device=device)
+        live = [[0] * max(0, K - len(chunk)) + list(chunk) for chunk in chunks]
+        num_live_B = torch.tensor([len(row) for row in live], device=device)
+        T = max(map(len, live))
+        ids_BT = torch.tensor([row + [0] * (T - len(row)) for row in live], device=device)
+        outputs = Outputs(
+            num_live_B[:, None] - K + torch.arange(K, device=device),
+            lm.dims.num_layers,
+            added_C=self.modules(lm).mark_C,
         )
+        if before_B.any():
+            outputs.is_front_BT = torch.arange(T, device=device) < before_B[:, None]
+            outputs.front_LBTC = _moved(last_BLKC, before_B, T)
+        positions_BT = (1 + K - before_B)[:, None] + torch.arange(T, device=device)
+        return make_rows(lm.model, ids_BT, positions_BT, outputs, self._front(lm, last_BLKC, K - before_B), "write")
 
-    def _front(self, lm: LM, row_BLMC: Tensor) -> LayerPrefix:
-        """`[first vector; rows]` of every layer as keys and values, at positions 0, 1, 2 ..."""
+    def _front(self, lm: LM, row_BLMC: Tensor, num_seen_B: Tensor | None = None) -> LayerPrefix:
+        """`[first vector; rows]` of every layer as keys and values, at positions 0, 1, 2 ...
+
+        `num_seen_B`: of a row's M rows only the first so many are seen.
+        """
         B, _, M, _ = row_BLMC.shape
         bos_LC, at_M = self.modules(lm).bos_LC.to(row_BLMC), torch.arange(M + 1, device=lm.device)
+        visible_B1M = None
+        if num_seen_B is not None and bool((num_seen_B < M).any()):
+            visible_B1M = (at_M <= num_seen_B[:, None])[:, None]
         kvs = []
         for layer in range(lm.dims.num_layers):
             rows_BMC = torch.cat([bos_LC[layer].expand(B, 1, -1), row_BLMC[:, layer]], dim=1)
-            kvs.append(rows_to_kv(lm.model, layer, rows_BMC, at_M, "write"))
+            kvs.append(replace(rows_to_kv(lm.model, layer, rows_BMC, at_M, "write"), visible_BTM=visible_B1M))
         return LayerPrefix(tuple(kvs), M + 1)
 
     def add(self, lm: LM, pool: Pool, ids: Sequence[int]) -> Pool:
@@ -133,7 +145,7 @@ class MPlus(Method):
         self._check(lm, ids)
         K = self.config.write_rows
         with torch.no_grad():
-            fresh_LKC = self.encode(lm, pool.row_LNC[None, :, -K:], torch.tensor([list(ids)], device=lm.device))[0]
+            fresh_LKC = self.encode(lm, pool.row_LNC[None, :, -K:], [ids])[0]
             return self.take(lm, pool, fresh_LKC)
 
     def take(self, lm: LM, pool: Pool, fresh_LKC: Tensor) -> Pool:
@@ -141,13 +153,13 @@ class MPlus(Method):
         generator = pool.generator()
         full = dropping.Full(lm.model, self.modules(lm), pool.row_LNC, fresh_LKC, generator)
         dropped_LK = dropping.policy(self.config.drop)(full)
-        return self.replace(lm, pool, fresh_LKC, dropped_LK, generator.get_state())
+        return self.exchange(lm, pool, fresh_LKC, dropped_LK, generator.get_state())
 
-    def replace(self, lm: LM, pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, random: Tensor | None = None) -> Pool:
+    def exchange(self, lm: LM, pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, random: Tensor | None = None) -> Pool:
         """As `take`, for rows to drop that are given; `random`: the generator's state afterwards."""
         key_LKE = self.search_keys(lm, pool.row_LNC, dropped_LK)
         after = replaced(pool, fresh_LKC, dropped_LK, key_LKE, ages=self.config.ages)
-        return after if random is None else dataclasses.replace(after, random=random)
+        return after if random is None else replace(after, random=random)
 
     def search_keys(self, lm: LM, row_LNC: Tensor, index_LK: Tensor) -> Tensor:
         """key_LKE of chosen rows: the key projector on what the layer's own norm makes of them (M+ §3.2)."""
@@ -207,3 +219,10 @@ class MPlus(Method):
     def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
         """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (M+ §6.1, "two-chunk")."""
         return self._front(lm, row_BLKC)
+
+
+def _moved(last_BLKC: Tensor, before_B: Tensor, T: int) -> Tensor:
+    """row_LBTC: of row b the last `before_B[b]` rows come first; the rest is never looked at."""
+    B, L, K, C = last_BLKC.shape
+    at_BT = (K - before_B[:, None] + torch.arange(T, device=last_BLKC.device)).clamp(max=K - 1)
+    return last_BLKC.gather(2, at_BT[:, None, :, None].expand(B, L, T, C)).transpose(0, 1)

@@ -1,0 +1,46 @@
+"""Prepares a run of M+: a base model with fresh adapters, its method, corpora and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from remanence.lm.lm import LM, load
+from remanence.lm.lora import add_roles, role_parameters
+from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.train.corpora import load_corpora
+from remanence.train.latent import LatentRun, trained_parameters
+from remanence.train.model import use_fast_attention
+from remanence.train.recipes.nano_mplus import LatentRecipe
+from remanence.train.rows import Encoder
+
+
+def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
+    """A run at step 0. The base's weights stay as they are, in bfloat16; what is trained is float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lm = _prepared(recipe, base)
+    method = MPlus(MPlusConfig(**recipe.method, capacity_rows=recipe.kept_rows, merge_writes=16))
+    torch.manual_seed(recipe.seed)
+    method.modules(lm).float()
+    trained = trained_parameters(lm, method)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(list(trained.values()), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    pool = method.fresh(lm, recipe.seed)
+    pool_LNC = torch.randn_like(pool.row_LNC, dtype=torch.float32) * 0.5
+    pool = replace(pool, row_LNC=pool_LNC)
+    return LatentRun(recipe, lm, method, Encoder(lm.tokenizer), load_corpora(data), folder, pool, optimizer, trained)
+
+
+def _prepared(recipe: LatentRecipe, base: str) -> LM:
+    lm = load(base)
+    for parameter in lm.model.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.bfloat16()
+    add_roles(lm.model, recipe.lora)
+    for parameter in role_parameters(lm.model):
+        parameter.data = parameter.data.float()
+    use_fast_attention(lm.model)
+    return lm

@@ -1,0 +1,74 @@
+"""The recipe of nano-mplus: M+ at the scale of nano, three stages of one curriculum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from remanence.lm.lora import LoraConfig
+
+
+@dataclass(frozen=True)
+class LatentPhase:
+    """A stretch of training. Each step draws its task by these chances (M+ §6.1).
+
+    `full`: running text that reads the pool, nothing written. `revisit`: questions about documents of earlier steps.
+    `whole_pool`: the fresh rows are read behind the pool, else alone ("two-chunk"). `repeat`: documents to be said
+    again. `long`: the fresh rows are read out of long-term memory, where the retriever must find them. `chunks` bounds
+    those of a document; `books` and `squad` are shares of documents, `scattered` of facts inside stretches of books.
+    """
+
+    num_steps: int
+    documents: int = 16
+    chunks: tuple[int, int] = (1, 3)
+    full: float = 0.10
+    revisit: float = 0.0
+    whole_pool: float = 0.8
+    long: float = 0.0
+    repeat: float = 0.10
+    books: float = 0.15
+    squad: float = 0.08
+    scattered: float = 0.0
+
+
+STAGES = (
+    LatentPhase(200, chunks=(1, 2)),
+    LatentPhase(200, chunks=(1, 3), full=0.05, whole_pool=0.9, scattered=0.3),
+    LatentPhase(3600, chunks=(1, 3), full=0.05, revisit=0.2, whole_pool=0.9, long=0.7, scattered=0.3),
+)
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """`method`: fields of `MPlusConfig`. `retriever`: the paper's loss, the contrastive one, or both.
+
+    `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: so many of the
+    long-term slots are filled in training. `sample_rows` of earlier steps stand beside a step's own as negatives.
+    """
+
+    seed: int = 0
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=64, alpha=128, dropout=0.0))
+    method: dict[str, Any] = field(
+        default_factory=lambda: {
+            "chunk_tokens": 128,
+            "min_chunk_tokens": 8,
+            "write_rows": 64,
+            "pool_blocks": 10,
+            "long_blocks": 5,
+            "key_width": 64,
+        }
+    )
+    stages: tuple[LatentPhase, ...] = STAGES
+    retriever: Literal["balanced", "contrastive", "both"] = "contrastive"
+    detached: bool = False
+    retriever_weight: float = 0.3
+    text_weight: float = 0.1
+    read_long_rows: int = 192
+    sample_rows: int = 1536
+    kept_rows: int = 16_384
+    max_questions: int = 32
+    lr: float = 1.5e-3
+    warmup_steps: int = 60
+    decay_share: float = 0.6
+    clip_norm: float = 1.0
+    eval_every: int = 200
