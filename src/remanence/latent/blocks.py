@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -161,6 +161,35 @@ class Blocks:
                 out_NC[here_N] = found_NC
             start += count
         return torch.empty(0, self.width) if out_NC is None else out_NC
+
+    def parts(self) -> dict[str, Tensor]:
+        """All rows as they are kept, by name: codes, scales where there are any, and when they were born."""
+        found = {"long.born": self.born_LM()}
+        for name in ("row", "key"):
+            coded: list[tuple[Coded, int]] = [(getattr(block, name), count) for block, count in self._pairs()]
+            if coded:
+                found[f"long.{name}"] = torch.cat([part.code_LRC[:, :n] for part, n in coded], dim=1)
+            scales = [part.scale_LR[:, :n] for part, n in coded if part.scale_LR is not None]
+            if scales:
+                found[f"long.{name}_scale"] = torch.cat(scales, dim=1)
+        return found
+
+    def with_parts(self, parts: Mapping[str, Tensor]) -> Blocks:
+        """These (empty) blocks with what `parts` gave, bit for bit."""
+        at, total, blocks, counts = 0, parts["long.born"].shape[1], [], []
+        while at < total:
+            block, part = self._fresh(), slice(at, min(at + self.block_rows, total))
+            count = part.stop - at
+            for name in ("row", "key"):
+                coded: Coded = getattr(block, name)
+                coded.code_LRC[:, :count] = parts[f"long.{name}"][:, part]
+                if coded.scale_LR is not None:
+                    coded.scale_LR[:, :count] = parts[f"long.{name}_scale"][:, part]
+            block.born_LR[:, :count] = parts["long.born"][:, part]
+            block.filled, at = count, part.stop
+            blocks.append(block)
+            counts.append(count)
+        return self._with(blocks, counts)
 
     def _pairs(self) -> Iterator[tuple[Block, int]]:
         return zip(self.blocks, self.counts, strict=True)

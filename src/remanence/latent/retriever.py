@@ -21,11 +21,21 @@ class Projector(nn.Sequential):
 
 def scores(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     """score_BM = mean over a prompt's tokens of sigmoid(q · k): the sigmoid before the mean (M+ eq. 3)."""
-    chance_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).sigmoid()  # key_BME too
+    chance_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float().sigmoid()  # key_BME too
     if mask_BT is None:
         return chance_BTM.mean(1)
     weight_BT = mask_BT.to(chance_BTM) / mask_BT.sum(1, keepdim=True).clamp(min=1)
     return (weight_BT[:, None] @ chance_BTM)[:, 0]
+
+
+def log_odds(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor) -> Tensor:
+    """log W / (1 - W) of the scores W: ranks as they do, and has a gradient where every sigmoid is nearly 0 or 1."""
+    product_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float()
+    absent_BT1 = ~mask_BT.bool()[..., None]
+    yes_BM, no_BM = (
+        functional.logsigmoid(sign * product_BTM).masked_fill(absent_BT1, -torch.inf).logsumexp(1) for sign in (1, -1)
+    )
+    return yes_BM - no_BM
 
 
 def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -> Tensor:
@@ -40,12 +50,13 @@ def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -
     return (positive + negative_weight * negative) / (1 + negative_weight)
 
 
-def contrastive_loss(score_BM: Tensor, is_own_BM: Tensor, temperature: float = 0.05) -> Tensor:
-    """InfoNCE: each row of a question's own document against all rows of others; rows without own rows count 0.
+def contrastive_loss(odds_BM: Tensor, is_own_BM: Tensor, temperature: float = 0.5) -> Tensor:
+    """InfoNCE over log-odds: each row of a question's own text against all rows of others.
 
-    What ranks a row is what `scores` gives, so the loss is over its log-odds divided by `temperature`.
+    Questions without own rows count nothing. Over the scores themselves all of them drift to 1, where a sigmoid has
+    no gradient (docs/mplus.md).
     """
-    ranked_BM = score_BM / temperature
+    ranked_BM = odds_BM / temperature
     other_B = ranked_BM.masked_fill(is_own_BM, -torch.inf).logsumexp(-1)
     loss_BM = functional.softplus(other_B[:, None] - ranked_BM)
     return (loss_BM * is_own_BM).sum() / is_own_BM.sum().clamp(min=1)

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from remanence.errors import ContextTooLong, InputError
-from remanence.lm import family, seam, tiny
+from remanence.lm import family, lora, published, seam, tiny
 from remanence.lm.embedder import ModelEmbedder
 from remanence.types import KV, Prefix
 
 SETTINGS = "remanence.json"
+LATENT = "latent.safetensors"
 NANO = Path(__file__).parent.parent / "assets" / "nano"
+BUNDLED = {"nano": NANO, "nano-mplus": NANO.parent / "nano-mplus"}
+"""Folders of the models that come with the package, by name."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,11 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "tiny":
         return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
-    folder = NANO if str(name) == "nano" else Path(name)
+    folder = BUNDLED.get(str(name), Path(name))
+    if adapter := _settings(folder).get("adapter"):
+        return _adapted(load(str(adapter["base"]), device=device, dtype=dtype), folder, str(name))
+    if (folder / "config.json").is_file() and published.is_published(_config(folder)):
+        return _published(folder, str(name), device, dtype)
     is_folder = (folder / "config.json").is_file()
     where, local = (str(folder), True) if is_folder else (str(name), "/" not in str(name))
     try:
@@ -249,6 +258,42 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
             "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
         ) from error
     return LM(_on(model, device), tokenizer, str(name), folder if folder.is_dir() else None)
+
+
+def _adapted(lm: LM, folder: Path, name: str) -> LM:
+    """`lm` with the two adapters and the latent memory of `folder`; without a role it is the base, bit for bit."""
+    lora.add_roles(lm.model, lora.read_config(folder / "write"))
+    for role in lora.ROLES:
+        lora.load_adapter(lm.model, role, folder / role)
+    lm.model.eval()
+    lm.name, lm.settings, lm.latent = name, _settings(folder), _tensors(folder / LATENT)
+    return lm
+
+
+def _published(folder: Path, name: str, device: str, dtype: torch.dtype | str | None) -> LM:
+    """A checkpoint of MemoryLLM or M+ as its authors published it; bfloat16 frequencies, which it was trained with."""
+    state = {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in _tensors(file).items()}
+    wanted = dtype if isinstance(dtype, torch.dtype) else None if dtype == "auto" or device != "cpu" else torch.float32
+    made = published.convert(_config(folder), state, inv_freq_dtype=torch.bfloat16, dtype=wanted)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    lm = LM(_on(made.model, device), tokenizer, name)
+    lm.latent, lm.settings = made.latent, {"mplus": made.settings}
+    return lm
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(folder / 'config.json')!r} cannot be read: {error}", "get the model again") from error
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{str(file)!r} cannot be read: {reason}", "get the model again") from error
 
 
 def _on(model: Any, device: str) -> PreTrainedModel:

@@ -116,10 +116,12 @@ def adapter(model: nn.Module, role: str) -> dict[str, nn.Parameter]:
     return found
 
 
-def save_adapter(model: nn.Module, role: str, folder: Path, config: LoraConfig, base: str) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json` as PEFT writes and reads them."""
+def save_adapter(
+    model: nn.Module, role: str, folder: Path, config: LoraConfig, base: str, dtype: torch.dtype | None = None
+) -> None:
+    """`adapter_model.safetensors` and `adapter_config.json` as PEFT writes and reads them; `dtype` None: as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in adapter(model, role).items()}
+    tensors = {name: p.detach().to(dtype=dtype, device="cpu").contiguous() for name, p in adapter(model, role).items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     described = {
         "peft_type": "LORA",

@@ -11,7 +11,7 @@ from remanence.lm.lm import LM, load
 from remanence.lm.lora import add_roles, role_parameters
 from remanence.methods.mplus import MPlus, MPlusConfig
 from remanence.train.corpora import load_corpora
-from remanence.train.latent import LatentRun, trained_parameters
+from remanence.train.latent_run import LatentRun, by_rate, trained_parameters
 from remanence.train.model import use_fast_attention
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
@@ -27,7 +27,8 @@ def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder:
     trained = trained_parameters(lm, method)
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(list(trained.values()), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    groups = [{"params": part} for part in by_rate(trained)]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     pool = method.fresh(lm, recipe.seed)
     pool_LNC = torch.randn_like(pool.row_LNC, dtype=torch.float32) * 0.5
     pool = replace(pool, row_LNC=pool_LNC)

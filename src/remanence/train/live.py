@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from remanence.latent.retriever import scores
+from remanence.latent.retriever import log_odds
 from remanence.lm.lm import LM
 from remanence.lm.rows import norm_of, rows_to_kv
 from remanence.methods.mplus import MPlus
@@ -35,7 +35,7 @@ class LivePrefix:
     forced_QM: Tensor | None = None
     detached: bool = False
     refresh_tokens: int | None = None
-    score: dict[int, Tensor] = field(default_factory=dict)
+    odds: dict[int, Tensor] = field(default_factory=dict)
     chosen: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -72,12 +72,12 @@ class LivePrefix:
         asked_BTC = hidden_BTC
         if self.detached:
             normed_MC, asked_BTC = normed_MC.detach(), asked_BTC.detach()
-        score_QM = scores(modules.query[layer](asked_BTC), modules.key[layer](normed_MC), self.asked_QT)
-        self.score[layer] = score_QM
+        odds_QM = log_odds(modules.query[layer](asked_BTC), modules.key[layer](normed_MC), self.asked_QT)
+        self.odds[layer] = odds_QM
         if self.num_long:
-            ranked_QM = score_QM.detach().float()
+            ranked_QM = odds_QM.detach().float()
             if self.forced_QM is not None:
-                ranked_QM = ranked_QM + 2.0 * self.forced_QM
+                ranked_QM = ranked_QM + 1e4 * self.forced_QM
             found_QK = ranked_QM.topk(min(self.num_long, ranked_QM.shape[1]), dim=1).indices
             self.chosen[layer] = found_QK.gather(1, self.time_M[found_QK].argsort(1))
 

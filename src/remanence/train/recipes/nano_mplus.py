@@ -68,6 +68,7 @@ class LatentRecipe:
     kept_rows: int = 16_384
     max_questions: int = 32
     lr: float = 1.5e-3
+    projector_lr: float = 5e-4
     warmup_steps: int = 60
     decay_share: float = 0.6
     clip_norm: float = 1.0

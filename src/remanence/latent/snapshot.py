@@ -1,0 +1,97 @@
+"""A pool in one file: safetensors with a fingerprint of model and method and a checksum, read back whole or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from remanence.errors import BankCorrupted, BankMismatch, InputError
+from remanence.files import write_whole
+from remanence.latent.blocks import Blocks
+from remanence.latent.pool import Pool
+
+FORMAT = "remanence pool 1"
+_OPTIONAL = ("decays_L", "dies_LM", "kept_LM")
+
+
+def save_pool(pool: Pool, file: Path, fingerprint: str) -> None:
+    """Writes `file` in one step: what was there stays whole until all of the new one is on disk.
+
+    `fingerprint`: what the rows are valid for (`Method.fingerprint`).
+    """
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(pool).items()}
+    numbers = json.dumps({"clock": pool.clock, "num_merged": pool.long.num_merged})
+    told = {"format": FORMAT, "fingerprint": fingerprint, "numbers": numbers}
+    write_whole(file, save(tensors, {**told, "checksum": _checksum(tensors, told)}))
+
+
+def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
+    """The pool in `file`, its long-term memory where that of `like` (a fresh pool of the same method) is.
+
+    Raises InputError where there is no such file, BankCorrupted for one that is cut or changed, and BankMismatch for
+    one of another model, method or shape.
+    """
+    told, tensors = _read(file)
+    if told.get("format") != FORMAT:
+        raise BankMismatch(
+            f"{str(file)!r} is no pool of this version ({told.get('format')!r})", f"this one reads {FORMAT!r}"
+        )
+    if _checksum(tensors, {name: text for name, text in told.items() if name != "checksum"}) != told.get("checksum"):
+        raise BankCorrupted(
+            f"{str(file)!r} is not what was written", "restore it from a copy, or write its texts again"
+        )
+    if told["fingerprint"] != fingerprint:
+        raise BankMismatch(
+            f"{str(file)!r} is of another model or method ({told['fingerprint'][:8]}, not {fingerprint[:8]})",
+            "use the model and the settings that it was written with, or write its texts again",
+        )
+    if tensors["row_LNC"].shape != like.row_LNC.shape:
+        shapes = f"{tuple(tensors['row_LNC'].shape)}, not {tuple(like.row_LNC.shape)}"
+        raise BankMismatch(
+            f"the pool in {str(file)!r} has the shape {shapes}", "use the method's settings it was made with"
+        )
+    return _pool(tensors, json.loads(told["numbers"]), like)
+
+
+def _tensors(pool: Pool) -> dict[str, Tensor]:
+    long, parts = pool.long, pool.long.blocks.parts()
+    found = {"row_LNC": pool.row_LNC, "born_LN": pool.born_LN, "random": pool.random, "oldest_L": long.oldest_L}
+    optional = {name: getattr(long, name) for name in _OPTIONAL}
+    return found | parts | {name: tensor for name, tensor in optional.items() if tensor is not None}
+
+
+def _pool(tensors: Mapping[str, Tensor], numbers: Mapping[str, int], like: Pool) -> Pool:
+    blocks: Blocks = replace(like.long.blocks, blocks=(), counts=()).with_parts(tensors)
+    optional = {name: tensors.get(name) for name in _OPTIONAL}
+    long = replace(like.long, blocks=blocks, oldest_L=tensors["oldest_L"], num_merged=numbers["num_merged"], **optional)
+    row_LNC = tensors["row_LNC"].to(like.row_LNC)
+    return Pool(row_LNC, tensors["born_LN"], numbers["clock"], long, tensors["random"])
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not file.is_file():
+        raise InputError(f"there is no pool at {str(file)!r}", "name a file that `save` has written")
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {}), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BankCorrupted(
+            f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}", "restore it from a copy"
+        ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over what the file says and holds, in the order of names."""
+    digest = hashlib.sha256(json.dumps(sorted(told.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

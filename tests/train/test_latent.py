@@ -1,0 +1,119 @@
+"""Training M+ on TinyLM: every task runs, what must learn learns, and a run that is cut goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+import remanence as rm
+from remanence.lm.lora import LoraConfig, adapter
+from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.train.documents import draw_document, questions
+from remanence.train.latent import evaluate, phase_of, train
+from remanence.train.latent_export import export_latent
+from remanence.train.latent_run import resume
+from remanence.train.latent_start import start_latent_run
+from remanence.train.latent_tasks import is_text, step_loss
+from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
+from remanence.train.row import Row
+
+METHOD = {
+    "chunk_tokens": 24,
+    "min_chunk_tokens": 4,
+    "write_rows": 8,
+    "pool_blocks": 4,
+    "long_blocks": 2,
+    "key_width": 8,
+}
+PHASE = LatentPhase(2, documents=3, chunks=(1, 2), full=0.0, repeat=0.2)
+RECIPE = LatentRecipe(
+    lora=LoraConfig(rank=4, alpha=8, dropout=0.0),
+    method=METHOD,
+    stages=(PHASE,),
+    read_long_rows=12,
+    sample_rows=40,
+    kept_rows=200,
+    max_questions=4,
+)
+WHERE = {"alone": {"whole_pool": 0.0}, "pool": {"whole_pool": 1.0}, "long": {"whole_pool": 1.0, "long": 1.0}}
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    return start_latent_run(RECIPE, "tiny", None, tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_each_task_teaches_the_writer_the_reader_and_the_retriever(run, where):
+    phase = replace(PHASE, repeat=0.0, **WHERE[where])
+    for step in range(2):  # B of every adapter is zero at first: the gradient of A needs one step
+        run.optimizer.zero_grad()
+        step_loss(run, phase, Random(f"a {step}")).backward()
+        run.optimizer.step()
+    for role in ("write", "read"):
+        assert any(p.grad is not None and p.grad.any() for p in adapter(run.lm.model, role).values())
+    modules = run.method.modules(run.lm)
+    assert all(query[2].weight.grad.any() for query in modules.query)
+    assert modules.mark_C.grad.any()
+    assert modules.bos_LC.grad.any()
+    assert all(p.grad is None for name, p in run.lm.model.named_parameters() if ".base." in name)
+
+
+def test_what_was_written_is_in_the_pool_and_can_be_asked_for_again(run):
+    clock = run.pool.clock
+    step_loss(run, PHASE, Random("b"))
+    assert run.pool.clock > clock
+    assert not run.pool.row_LNC.requires_grad
+    for step in range(8):
+        step_loss(run, PHASE, Random(f"c {step}"))
+    assert run.pool.long.blocks.num_rows
+    step_loss(run, replace(PHASE, revisit=1.0), Random("d")).backward()
+    assert run.sums["#revisit_answer"] == 1
+
+
+def test_a_cut_run_goes_on_where_it_stood(run):
+    train(run, 2)
+    again = start_latent_run(RECIPE, "tiny", None, run.folder)
+    resume(again)
+    assert again.step == 2
+    for name, parameter in run.trained.items():
+        assert torch.equal(parameter, again.trained[name])
+    assert torch.equal(run.pool.row_LNC, again.pool.row_LNC)
+
+
+def test_what_is_exported_loads_and_reads_as_it_did(run, tmp_path: Path):
+    train(run, 2)
+    assert export_latent(run, tmp_path / "adapter", "tiny") < 10**6
+    lm = rm.load(tmp_path / "adapter")
+    method = MPlus(MPlusConfig(**lm.settings["mplus"]))
+    assert torch.equal(method.fresh(lm).row_LNC, run.pool.row_LNC.bfloat16().float())
+    pool = method.add(lm, method.fresh(lm), list(range(5, 17)))
+    with torch.no_grad():
+        assert lm.forward(torch.tensor([[5, 6]]), method.prefix(lm, [pool]), role="read").isfinite().all()
+    assert torch.equal(lm.forward(torch.tensor([[5, 6]])), rm.load("tiny").forward(torch.tensor([[5, 6]])))
+
+
+def test_evaluation_counts_whole_answers(run):
+    found = evaluate(run, 2)
+    assert {"fresh_exact", "later_exact"} <= set(found)
+
+
+def test_rows_know_the_chunk_whose_text_they_are(run):
+    document = draw_document(Random(0), replace(PHASE, repeat=0.0), RECIPE, run.corpora, run.encoder, 2)
+    document = replace(document, chunks=[[5] * 3, [6] * 20])
+    assert is_text([document], 8).tolist() == [[-1] * 5 + [0] * 3 + [1] * 8]
+
+
+def test_an_answer_is_asked_for_without_bos_and_only_its_own_tokens_are_targets(run):
+    (sentence,) = questions(Row(["Ada owns a cat."], [("Who owns a cat?", "Ada")], [0]), run.encoder)
+    assert run.lm.decode(sentence.ids) == "Question: Who owns a cat?\nAnswer: Ada\n"
+    assert run.lm.decode(sentence.ids[sentence.num_asked :]) == " Ada\n"
+
+
+def test_stages_follow_each_other_and_the_last_goes_on():
+    stages = (replace(PHASE, num_steps=2), replace(PHASE, num_steps=3, long=1.0))
+    assert [phase_of(stages, step)[0] for step in (0, 1, 2, 4, 5, 99)] == [0, 0, 1, 1, 1, 1]
