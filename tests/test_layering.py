@@ -18,7 +18,7 @@ LAYERS = (
     ("answers", "provenance", "lm", "bank", "text", "data"),
     ("latent",),
     ("methods",),
-    ("recall",),
+    ("recall", "pools"),
     ("generation",),
     ("session",),
     ("serve", "train", "eval", "bench"),

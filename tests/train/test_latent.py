@@ -17,9 +17,10 @@ from remanence.train.latent import evaluate, phase_of, train
 from remanence.train.latent_export import export_latent
 from remanence.train.latent_run import resume
 from remanence.train.latent_start import start_latent_run
-from remanence.train.latent_tasks import is_text, step_loss
+from remanence.train.latent_tasks import is_text, step_loss, write
 from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
 from remanence.train.row import Row
+from remanence.train.whitening import whitening
 
 METHOD = {
     "chunk_tokens": 24,
@@ -38,6 +39,7 @@ RECIPE = LatentRecipe(
     sample_rows=40,
     kept_rows=200,
     max_questions=4,
+    whitening_documents=8,
 )
 WHERE = {"alone": {"whole_pool": 0.0}, "pool": {"whole_pool": 1.0}, "long": {"whole_pool": 1.0, "long": 1.0}}
 
@@ -117,3 +119,22 @@ def test_an_answer_is_asked_for_without_bos_and_only_its_own_tokens_are_targets(
 def test_stages_follow_each_other_and_the_last_goes_on():
     stages = (replace(PHASE, num_steps=2), replace(PHASE, num_steps=3, long=1.0))
     assert [phase_of(stages, step)[0] for step in (0, 1, 2, 4, 5, 99)] == [0, 0, 1, 1, 1, 1]
+
+
+def test_whitening_takes_the_common_direction_out():
+    generator = torch.Generator().manual_seed(0)
+    input_NC = torch.randn(500, 16, generator=generator) * torch.linspace(0.1, 3, 16) + 20 * torch.ones(16)
+    made_NC = input_NC @ whitening(input_NC).T
+    assert float(made_NC.mean(0).abs().max()) < 0.05
+    assert float(made_NC.std(0).max()) < 1.1
+
+
+def test_no_score_is_saturated_at_the_start(run):
+    documents = [
+        draw_document(Random(n), replace(PHASE, repeat=0.0), RECIPE, run.corpora, run.encoder, 1) for n in range(4)
+    ]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        row_DLRC = write(run, documents)
+        score_BLN = run.method.writer_scores(run.lm, row_DLRC)
+    mean_L = score_BLN.mean((0, 2))
+    assert 0.2 < float(mean_L.min()) < float(mean_L.max()) < 0.8

@@ -15,6 +15,7 @@ from remanence.train.latent_run import LatentRun, by_rate, trained_parameters
 from remanence.train.model import use_fast_attention
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
+from remanence.train.whitening import whiten_projectors
 
 
 def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
@@ -32,7 +33,9 @@ def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder:
     pool = method.fresh(lm, recipe.seed)
     pool_LNC = torch.randn_like(pool.row_LNC, dtype=torch.float32) * 0.5
     pool = replace(pool, row_LNC=pool_LNC)
-    return LatentRun(recipe, lm, method, Encoder(lm.tokenizer), load_corpora(data), folder, pool, optimizer, trained)
+    run = LatentRun(recipe, lm, method, Encoder(lm.tokenizer), load_corpora(data), folder, pool, optimizer, trained)
+    whiten_projectors(run, recipe.whitening_documents)
+    return run
 
 
 def _prepared(recipe: LatentRecipe, base: str) -> LM:

@@ -33,8 +33,8 @@ class LatentPhase:
 
 STAGES = (
     LatentPhase(200, chunks=(1, 2)),
-    LatentPhase(200, chunks=(1, 3), full=0.05, whole_pool=0.9, scattered=0.3),
-    LatentPhase(3600, chunks=(1, 3), full=0.05, revisit=0.2, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(200, documents=24, chunks=(1, 2), full=0.05, whole_pool=0.9, scattered=0.2),
+    LatentPhase(3600, documents=24, chunks=(1, 2), full=0.05, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
 )
 
 
@@ -61,11 +61,12 @@ class LatentRecipe:
     stages: tuple[LatentPhase, ...] = STAGES
     retriever: Literal["balanced", "contrastive", "both"] = "contrastive"
     detached: bool = False
-    retriever_weight: float = 0.3
+    retriever_weight: float = 1.0
     text_weight: float = 0.1
     read_long_rows: int = 192
-    sample_rows: int = 1536
+    sample_rows: int = 1024
     kept_rows: int = 16_384
+    whitening_documents: int = 96
     max_questions: int = 32
     lr: float = 1.5e-3
     projector_lr: float = 5e-4
