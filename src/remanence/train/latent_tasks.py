@@ -109,8 +109,7 @@ def _read(
 def read_sentences(run: LatentRun, prefix: LivePrefix, sentences: Sentences) -> tuple[Losses, float, float]:
     batch, model = sentences.batch, run.lm.model
     index_N = targets(batch.kind_BT, 4, run.step)
-    offset = 1 + run.method.config.long_slots + run.method.config.pool_rows
-    positions_BT = offset + torch.arange(batch.ids_BT.shape[1])[None]
+    positions_BT = prefix.offset_tokens + torch.arange(batch.ids_BT.shape[1])[None]
     with torch.autocast(run.lm.device.type, torch.bfloat16):
         body: Any = model.model
         hidden_BTC = body(

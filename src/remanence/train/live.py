@@ -40,7 +40,7 @@ class LivePrefix:
 
     @property
     def offset_tokens(self) -> int:
-        return 1 + self.method.config.long_slots + self.num_pool_rows
+        return 1 + self.method.config.long_slots + self.method.config.pool_rows
 
     @property
     def num_pool_rows(self) -> int:
@@ -57,7 +57,8 @@ class LivePrefix:
             long_QKC = self.candidate_LMC[layer][index_QK]
             at_K = torch.arange(slots - index_QK.shape[1], slots) + 1
             parts.append(rows_to_kv(model, layer, long_QKC, at_K, "read"))
-        at_N = torch.arange(self.num_pool_rows) + 1 + slots
+        end = 1 + slots + self.method.config.pool_rows  # rows stand right in front of the text, also where they are few
+        at_N = torch.arange(end - self.num_pool_rows, end)
         num_old = self.pool_LNC.shape[1]
         if num_old:
             parts.append(rows_to_kv(model, layer, self.pool_LNC[layer][None], at_N[:num_old], "read"))
