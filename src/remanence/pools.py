@@ -17,7 +17,7 @@ SNAPSHOT_WRITES = 32
 
 @dataclass(frozen=True)
 class Write:
-    """What one write read: chunks (short ones together), their text, and the pool's clock before and after."""
+    """What one write read: chunks (short ones together), and the pool's clock before and after."""
 
     ids: tuple[str, ...]
     begin: int

@@ -88,11 +88,23 @@ def test_the_frequencies_are_rounded_to_bfloat16(tmp_path: Path):
         assert not torch.equal(ours.inv_freq, plain.inv_freq)
 
 
-def test_memoryllm_has_no_long_term_memory(tmp_path: Path):
-    state = checkpoint(tmp_path, long=False)
-    made = published.convert(json.loads((tmp_path / "config.json").read_text()), state)
-    assert made.settings["long_blocks"] == 0
-    assert not any(name.startswith("long.") for name in made.latent)
+def test_memoryllm_has_no_long_term_memory_and_reads_its_pool(tmp_path: Path):
+    checkpoint(tmp_path, long=False)
+    lm = rm.load(tmp_path)
+    method = MPlus(MPlusConfig(**lm.settings["mplus"]))
+    prefix = method.prefix(lm, [method.add(lm, method.fresh(lm), list(range(3, 12)))])
+    assert prefix.offset_tokens == 1 + K * BLOCKS
+    with torch.no_grad():
+        assert lm.forward(torch.tensor([[5, 6]]), prefix, role="read").isfinite().all()
+    assert all(len(index_N) == 0 for layer in prefix.chosen.values() for index_N in layer)
+
+
+def test_a_smaller_dtype_rounds_weights_alone(tmp_path: Path):
+    state = checkpoint(tmp_path)
+    made = published.convert(json.loads((tmp_path / "config.json").read_text()), state, dtype=torch.bfloat16)
+    assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
+    frequencies = [module.inv_freq for module in made.model.modules() if hasattr(module, "inv_freq")]
+    assert not any(torch.equal(found, found.bfloat16().float()) for found in frequencies)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +21,9 @@ BLOCK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows are kept and how: `folder` (None: in RAM) holds them as memory-mapped files.
+    """Where rows are kept and how: `folder` (None: in RAM) holds rows, not their keys, as memory-mapped files.
 
-    int8 has one scale a row, its largest value over 127. `device` is for keys and rows in RAM.
+    int8 has one scale a row, its largest value over 127. `device` is for what is in RAM.
     """
 
     precision: Precision = "bfloat16"
@@ -69,13 +71,8 @@ class Coded:
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
     """A tensor in a file of its own that is gone when the tensor is: nothing is left on disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = 1
-    for size in shape:
-        count *= size
-    fresh = 0
-    while (file := folder / f"rows-{fresh}.bin").exists():
-        fresh += 1
-    tensor = torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
+    file = folder / f"rows-{secrets.token_hex(8)}.bin"  # nobody else's, whoever else keeps rows here
+    tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
     file.unlink()
     return tensor
 
@@ -196,7 +193,7 @@ class Blocks:
 
     def _fresh(self) -> Block:
         row = Coded.room(self.num_layers, self.block_rows, self.width, self.place)
-        key = Coded.room(self.num_layers, self.block_rows, self.key_width, Place(self.place.precision))
+        key = Coded.room(self.num_layers, self.block_rows, self.key_width, replace(self.place, folder=None))
         return Block(row, key, torch.zeros(self.num_layers, self.block_rows, dtype=torch.long))
 
     def _copy(self, block: Block, count: int) -> Block:

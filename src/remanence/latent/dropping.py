@@ -12,14 +12,15 @@ from torch.nn import functional
 from remanence.errors import InputError
 from remanence.latent.modules import LatentModules
 from remanence.latent.retriever import scores
-from remanence.lm.rows import norm_of, rows_to_kv
+from remanence.lm.lm import LM
+from remanence.lm.rows import norm_of, queries, rows_to_kv
 
 
 @dataclass(frozen=True)
 class Full:
     """A full pool and the rows that want in; `generator` is the pool's own."""
 
-    model: object
+    lm: LM
     modules: LatentModules
     row_LNC: Tensor
     fresh_LKC: Tensor
@@ -39,8 +40,8 @@ def by_retrieval(full: Full) -> Tensor:
 
 
 def by_attention(full: Full) -> Tensor:
-    """Rows whose keys are far from those of the fresh rows, by the model's own attention keys, leave sooner."""
-    return _weighted(full, _per_layer(full, _key_likeness))
+    """Rows that the fresh rows attend to little, by the reader's own queries and keys, leave sooner."""
+    return _weighted(full, _per_layer(full, _attention_mass))
 
 
 def by_redundancy(full: Full) -> Tensor:
@@ -67,7 +68,7 @@ def _per_layer(full: Full, worth: Callable[[Full, int], Tensor]) -> Tensor:
 
 
 def _weighted(full: Full, worth_LN: Tensor) -> Tensor:
-    """K places per layer, drawn without replacement; a row of worth w leaves exp(-4 z) as readily, z its z-score."""
+    """K places per layer, drawn without replacement; a row whose worth has the z-score z leaves exp(-z) as readily."""
     spread_L1 = worth_LN.std(1, keepdim=True).clamp(min=1e-6)
     z_LN = (worth_LN - worth_LN.mean(1, keepdim=True)) / spread_L1
     gumbel_LN = -(-torch.rand(worth_LN.shape, generator=full.generator).clamp(1e-9, 1 - 1e-6).log()).log()
@@ -75,18 +76,19 @@ def _weighted(full: Full, worth_LN: Tensor) -> Tensor:
 
 
 def _retrieval_mass(full: Full, layer: int) -> Tensor:
-    norm = norm_of(full.model, layer)  # type: ignore[arg-type]
+    norm = norm_of(full.lm.model, layer)
     query_KE = full.modules.encoder_query[layer](norm(full.fresh_LKC[layer]))
     return scores(query_KE[None], full.modules.key[layer](norm(full.row_LNC[layer])))[0]
 
 
-def _key_likeness(full: Full, layer: int) -> Tensor:
-    def keys(row_NC: Tensor) -> Tensor:
-        still = torch.zeros(len(row_NC), dtype=torch.long, device=row_NC.device)
-        kv = rows_to_kv(full.model, layer, row_NC[None], still, "read")  # type: ignore[arg-type]
-        return functional.normalize(kv.key_BGMD[0].transpose(0, 1).flatten(1).float(), dim=-1)
-
-    return (keys(full.row_LNC[layer]) @ keys(full.fresh_LKC[layer]).T).mean(1)
+def _attention_mass(full: Full, layer: int) -> Tensor:
+    """Mean over heads and fresh rows of their attention to the pool's rows, all at position 0: a place is no merit."""
+    model, row_NC, fresh_KC = full.lm.model, full.row_LNC[layer], full.fresh_LKC[layer]
+    still = torch.zeros(len(row_NC), dtype=torch.long, device=row_NC.device)
+    key_GND = rows_to_kv(model, layer, row_NC[None], still, "read").key_BGMD[0]
+    query_HKD = queries(model, layer, norm_of(model, layer)(fresh_KC)[None], still[: len(fresh_KC)], "read")[0]
+    key_HND = key_GND.repeat_interleave(len(query_HKD) // len(key_GND), 0)
+    return (query_HKD @ key_HND.transpose(-1, -2) * key_HND.shape[-1] ** -0.5).float().softmax(-1).mean((0, 1))
 
 
 def _likeness(full: Full, layer: int) -> Tensor:

@@ -37,7 +37,7 @@ class LongTerm:
 
     `oldest_L`: rows born before it are gone ("age"). `dies_LM`: the number of decays at which a merged row goes
     ("reference"), of which a layer has had `decays_L`; `kept_LM`: which merged rows
-    the merges so far have left. `staged_rows` counts since the last merge.
+    the merges so far have left.
     """
 
     keeping: Keeping

@@ -57,7 +57,10 @@ class LatentModules(nn.Module):
         if lm.latent is not None:
             long = {name.removeprefix("long."): t for name, t in lm.latent.items() if name.startswith("long.")}
             rest = {name: tensor for name, tensor in lm.latent.items() if not name.startswith("long.")}
-            fill(made.state_dict(), rest, f"the latent memory of {lm.name}")
+            wanted = made.state_dict()
+            if not any(name.startswith("query.") for name in rest):  # MemoryLLM has no retriever
+                wanted = {name: tensor for name, tensor in wanted.items() if "." not in name}
+            fill(wanted, rest, f"the latent memory of {lm.name}")
             made.long = long
         elif lm.bos:
             with torch.no_grad():

@@ -106,7 +106,7 @@ def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: boo
         if len(merged) < num_rows:
             tiled = merged.repeat(-(-num_rows // max(1, len(merged))))[-num_rows:] if len(merged) else merged
             return [_by_age(tiled, pool.clock - born_M)] * len(score_BM)
-    score_BM = score_BM.float().cpu().masked_fill(~alive_M, -torch.inf)
+    score_BM = score_BM.cpu().masked_fill(~alive_M, -torch.inf)
     found_BN = score_BM.topk(min(num_rows, int(alive_M.sum())), dim=1).indices.sort(1).values
     return [_by_age(index_N, pool.clock - born_M) for index_N in found_BN]
 

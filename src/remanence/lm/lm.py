@@ -24,8 +24,6 @@ from remanence.types import KV, Prefix
 SETTINGS = "remanence.json"
 LATENT = "latent.safetensors"
 NANO = Path(__file__).parent.parent / "assets" / "nano"
-BUNDLED = {"nano": NANO, "nano-mplus": NANO.parent / "nano-mplus"}
-"""Folders of the models that come with the package, by name."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +235,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "tiny":
         return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
-    folder = BUNDLED.get(str(name), Path(name))
+    folder = NANO if str(name) == "nano" else Path(name)
     if adapter := _settings(folder).get("adapter"):
         return _adapted(load(str(adapter["base"]), device=device, dtype=dtype), folder, str(name))
     if (folder / "config.json").is_file() and published.is_published(_config(folder)):
@@ -266,6 +264,7 @@ def _adapted(lm: LM, folder: Path, name: str) -> LM:
     for role in lora.ROLES:
         lora.load_adapter(lm.model, role, folder / role)
     lm.model.eval()
+    lm.__dict__.pop("fingerprint", None)  # the base's, where it was asked for already
     lm.name, lm.settings, lm.latent = name, _settings(folder), _tensors(folder / LATENT)
     return lm
 
@@ -273,8 +272,11 @@ def _adapted(lm: LM, folder: Path, name: str) -> LM:
 def _published(folder: Path, name: str, device: str, dtype: torch.dtype | str | None) -> LM:
     """A checkpoint of MemoryLLM or M+ as its authors published it; bfloat16 frequencies, which it was trained with."""
     state = {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in _tensors(file).items()}
-    wanted = dtype if isinstance(dtype, torch.dtype) else None if dtype == "auto" or device != "cpu" else torch.float32
-    made = published.convert(_config(folder), state, inv_freq_dtype=torch.bfloat16, dtype=wanted)
+    if dtype is None:
+        dtype = torch.float32 if device == "cpu" else "auto"
+    if isinstance(dtype, str):
+        dtype = state["memory"].dtype if dtype == "auto" else getattr(torch, dtype)
+    made = published.convert(_config(folder), state, inv_freq_dtype=torch.bfloat16, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     lm = LM(_on(made.model, device), tokenizer, name)
     lm.latent, lm.settings = made.latent, {"mplus": made.settings}

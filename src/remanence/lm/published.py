@@ -51,7 +51,8 @@ def convert(
     base, lora, latent = _sort(state)
     model = LlamaForCausalLM(LlamaConfig(**{**config, "model_type": "llama"}))
     fill(dict(model.state_dict()), base, "the published checkpoint")
-    model = model.to(dtype) if dtype else model
+    for parameter in model.parameters() if dtype else ():  # not `model.to`, which would round frequencies too
+        parameter.data = parameter.data.to(dtype)
     if described := config.get("lora_config"):
         options = LoraConfig(
             described["r"], described["lora_alpha"], described["lora_dropout"], tuple(described["target_modules"])

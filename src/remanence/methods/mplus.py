@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,7 @@ from remanence.latent.reading import Choice, PoolPrefix, trained
 from remanence.latent.retriever import scores
 from remanence.lm.family import LayerPrefix
 from remanence.lm.lm import LM
-from remanence.lm.rows import Outputs, make_rows, norm_of, rows_to_kv
-from remanence.methods.base import Method, Prompt, Reading, Recaller
+from remanence.lm.rows import Outputs, make_rows, norm_of, prove_rows, rows_to_kv
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,35 @@ class MPlusConfig:
         return self.write_rows * self.long_blocks
 
 
-def paper(lm: LM) -> MPlusConfig:
-    return MPlusConfig()
+class MPlus:
+    """Writes by self-update (§2.2 of MemoryLLM, §3.1 of M+), reads the pool and what its retriever finds (M+ §3.2).
 
-
-class MPlus(Method):
-    """Writes by self-update (§2.2 of MemoryLLM, §3.1 of M+), reads the pool and what its retriever finds (M+ §3.2)."""
-
-    # no `name` yet: sessions cannot use it so far, so it stays out of the registry
-    presets: ClassVar = {"paper": paper}
-    config: MPlusConfig
+    One object serves one model. It is no `Method` yet: sessions hand no pool to what reads.
+    """
 
     def __init__(self, config: MPlusConfig, modules: LatentModules | None = None) -> None:
-        super().__init__(config)
+        self.config = config
         self._modules = modules
 
     def modules(self, lm: LM) -> LatentModules:
-        """What this method has trained for `lm`: the model folder's, or a start for training."""
+        """What this method has trained for `lm`: the model folder's, or a start for training.
+
+        Raises UnsupportedModel, with the measured error, where hidden rows cannot be read exactly.
+        """
         if self._modules is None:
+            prove_rows(lm.model)
             c = self.config
             self._modules = LatentModules.beside(lm, c.key_width, c.pool_rows)
         return self._modules
 
-    def reference_tokens(self) -> int:
-        return self.config.chunk_tokens
+    def fingerprint(self, lm: LM) -> str:
+        """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config."""
+        text = json.dumps([lm.fingerprint, str(lm.dtype), "mplus", asdict(self.config)], sort_keys=True)
+        digest = hashlib.sha256(text.encode())
+        for name, tensor in sorted(self.modules(lm).state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -151,7 +156,7 @@ class MPlus(Method):
     def take(self, lm: LM, pool: Pool, fresh_LKC: Tensor) -> Pool:
         """`pool` with the rows of a chunk in it, and what they displace in long-term memory."""
         generator = pool.generator()
-        full = dropping.Full(lm.model, self.modules(lm), pool.row_LNC, fresh_LKC, generator)
+        full = dropping.Full(lm, self.modules(lm), pool.row_LNC, fresh_LKC, generator)
         dropped_LK = dropping.policy(self.config.drop)(full)
         return self.exchange(lm, pool, fresh_LKC, dropped_LK, generator.get_state())
 
@@ -212,9 +217,6 @@ class MPlus(Method):
         """What a batch reads: of one pool, or of one for each row. `mask_BT`: 1 where there is text."""
         fill = self.config.eviction == "reference"
         return PoolPrefix(lm, self.modules(lm), pools, self.config.long_slots, choice, mask_BT, fill)
-
-    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
-        raise NotImplementedError
 
     def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
         """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (M+ §6.1, "two-chunk")."""

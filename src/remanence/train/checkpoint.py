@@ -25,6 +25,13 @@ class Checkpoint:
     progress: dict[str, Any]
 
 
+def log(folder: Path, record: dict[str, Any]) -> None:
+    """One line more in `log.jsonl`, and on the screen."""
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    print(json.dumps(record), flush=True)
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes `folder` anew; the old one stays whole until the new one is complete on disk."""
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")

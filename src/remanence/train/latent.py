@@ -61,7 +61,7 @@ def _apply(run: LatentRun, num_steps: int) -> None:
 
 @torch.no_grad()
 def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
-    """Exact match on held-out facts: right after each was written, and after all of them and as many paragraphs."""
+    """Exact match on held-out facts: right after each was written, and after all of them and twice as many texts."""
     run.lm.model.eval()
     rng, limit = Random(f"{run.recipe.seed} heldout"), run.method.config.chunk_tokens
     documents = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,7 @@ class LatentRun:
     cached: list[tuple[list[LatentDocument], list[tuple[int, int]]]] = field(default_factory=list)
 
     def log(self, record: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print(json.dumps(record), flush=True)
+        checkpoint.log(self.folder, record)
 
     def count(self, **amounts: float) -> None:
         for name, amount in amounts.items():
@@ -59,10 +56,12 @@ def trained_parameters(lm: LM, method: MPlus) -> dict[str, nn.Parameter]:
 
 def by_rate(trained: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Everything else, and the projectors, which have a learning rate of their own (M+ §6.3)."""
-    is_projector = {name: any(f".{kind}." in name for kind in ("query", "key", "encoder_query")) for name in trained}
-    return [p for name, p in trained.items() if not is_projector[name]], [
-        trained[n] for n, is_it in is_projector.items() if is_it
-    ]
+    rest: list[nn.Parameter] = []
+    projectors: list[nn.Parameter] = []
+    for name, parameter in trained.items():
+        is_projector = any(f".{kind}." in name for kind in ("query", "key", "encoder_query"))
+        (projectors if is_projector else rest).append(parameter)
+    return rest, projectors
 
 
 def save(run: LatentRun) -> None:

@@ -24,10 +24,9 @@ def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> Tensor:
     num_chunks = rng.randint(*phase.chunks)
     if run.cached and rng.random() < phase.revisit:
         return _revisit(run, rng)
-    draws = (draw_document(rng, phase, run.recipe, run.corpora, run.encoder, num_chunks) for _ in range(10**6))
     documents: list[LatentDocument] = []
     while len(documents) < phase.documents:
-        document = next(draws)
+        document = draw_document(rng, phase, run.recipe, run.corpora, run.encoder, num_chunks)
         if document.sentences and len(document.chunks) == num_chunks and all(document.chunks):
             documents.append(document)
     sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,9 +50,7 @@ class Run:
     sums: dict[str, float] = field(default_factory=dict)
 
     def log(self, record: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print(json.dumps(record), flush=True)
+        checkpoint.log(self.folder, record)
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
