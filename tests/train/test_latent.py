@@ -20,7 +20,7 @@ from remanence.train.latent_start import start_latent_run
 from remanence.train.latent_tasks import is_text, step_loss, write
 from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
 from remanence.train.row import Row
-from remanence.train.whitening import whitening
+from remanence.train.projector_start import Pairs, word_maps
 
 METHOD = {
     "chunk_tokens": 24,
@@ -29,6 +29,8 @@ METHOD = {
     "pool_blocks": 4,
     "long_blocks": 2,
     "key_width": 8,
+    "ranked": "writes",
+    "short": "own",
 }
 PHASE = LatentPhase(2, documents=3, chunks=(1, 2), full=0.0, repeat=0.2)
 RECIPE = LatentRecipe(
@@ -36,10 +38,10 @@ RECIPE = LatentRecipe(
     method=METHOD,
     stages=(PHASE,),
     read_long_rows=12,
-    sample_rows=40,
+    past_writes=4,
     kept_rows=200,
     max_questions=4,
-    whitening_documents=8,
+    projector_documents=8,
 )
 WHERE = {"alone": {"whole_pool": 0.0}, "pool": {"whole_pool": 1.0}, "long": {"whole_pool": 1.0, "long": 1.0}}
 
@@ -104,10 +106,10 @@ def test_evaluation_counts_whole_answers(run):
     assert {"fresh_exact", "later_exact"} <= set(found)
 
 
-def test_rows_know_the_chunk_whose_text_they_are(run):
+def test_rows_know_whether_they_are_of_their_text(run):
     document = draw_document(Random(0), replace(PHASE, repeat=0.0), RECIPE, run.corpora, run.encoder, 2)
     document = replace(document, chunks=[[5] * 3, [6] * 20])
-    assert is_text([document], 8).tolist() == [[-1] * 5 + [0] * 3 + [1] * 8]
+    assert is_text([document], 8).tolist() == [[False] * 5 + [True] * 11]
 
 
 def test_an_answer_is_asked_for_without_bos_and_only_its_own_tokens_are_targets(run):
@@ -121,12 +123,21 @@ def test_stages_follow_each_other_and_the_last_goes_on():
     assert [phase_of(stages, step)[0] for step in (0, 1, 2, 4, 5, 99)] == [0, 0, 1, 1, 1, 1]
 
 
-def test_whitening_takes_the_common_direction_out():
+def test_the_same_word_matches_from_the_start_and_others_do_not():
     generator = torch.Generator().manual_seed(0)
-    input_NC = torch.randn(500, 16, generator=generator) * torch.linspace(0.1, 3, 16) + 20 * torch.ones(16)
-    made_NC = input_NC @ whitening(input_NC).T
-    assert float(made_NC.mean(0).abs().max()) < 0.05
-    assert float(made_NC.std(0).max()) < 1.1
+    word_VC, turn_CC = torch.randn(2000, 24, generator=generator), torch.randn(24, 24, generator=generator)
+    common_C = 3 * torch.ones(24)
+    words = [torch.randint(2000, (9,), generator=generator) for _ in range(1000)]
+    pairs = Pairs(
+        [word_VC[told[:3]] + common_C for told in words],
+        [word_VC[told] @ turn_CC - common_C for told in words],
+        [(told[:3, None] == told).float() * 2 for told in words],
+    )
+    query_EC, key_EC = word_maps(pairs, 16)
+    product_VV = (word_VC + common_C) @ query_EC.T @ ((word_VC @ turn_CC - common_C) @ key_EC.T).T
+    same = torch.eye(2000, dtype=torch.bool)
+    assert float(product_VV[same].median()) > 1.5
+    assert float(product_VV[~same].quantile(0.95)) < -1.5
 
 
 def test_no_score_is_saturated_at_the_start(run):
@@ -137,4 +148,4 @@ def test_no_score_is_saturated_at_the_start(run):
         row_DLRC = write(run, documents)
         score_BLN = run.method.writer_scores(run.lm, row_DLRC)
     mean_L = score_BLN.mean((0, 2))
-    assert 0.2 < float(mean_L.min()) < float(mean_L.max()) < 0.8
+    assert 0.01 < float(mean_L.min()) < float(mean_L.max()) < 0.8

@@ -49,7 +49,9 @@ def seeded(seed: int) -> Tensor:
     return torch.Generator().manual_seed(seed).get_state()
 
 
-def replaced(pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, key_LKE: Tensor, *, ages: Ages = "true") -> Pool:
+def replaced(
+    pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, key_LKE: Tensor, *, ages: Ages = "true", ticks: int = 0
+) -> Pool:
     """The pool after a write: `dropped_LK` (places, ascending) go to long-term memory, `fresh_LKC` come last.
 
     `key_LKE` are the search keys of the dropped rows. Ages "reference": as the released code has them, where a row
@@ -62,14 +64,15 @@ def replaced(pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, key_LKE: Tensor,
             "nothing was written; check the model's weights and dtype",
         )
     K = fresh_LKC.shape[1]
-    clock = pool.clock + K
-    born_LN = pool.born_LN + K if ages == "reference" else pool.born_LN
+    ticks = max(ticks, K)
+    clock = pool.clock + ticks
+    born_LN = pool.born_LN + ticks if ages == "reference" else pool.born_LN
     kept_LN = torch.ones_like(born_LN, dtype=torch.bool).scatter_(1, dropped_LK, False)
     L, N, C = pool.row_LNC.shape
     index_LKC = dropped_LK[..., None].expand(-1, -1, C).to(pool.row_LNC.device)
     long = pool.long.stage(pool.row_LNC.gather(1, index_LKC), key_LKE, born_LN.gather(1, dropped_LK))
     stayed_LNC = pool.row_LNC[kept_LN.to(pool.row_LNC.device)].view(L, N - K, C)
-    fresh_born_LK = (pool.clock + 1 + torch.arange(K)).expand(L, -1)
+    fresh_born_LK = (clock - K + 1 + torch.arange(K)).expand(L, -1)
     return replace(
         pool,
         row_LNC=torch.cat([stayed_LNC, fresh_LKC.to(pool.row_LNC)], dim=1),

@@ -39,6 +39,31 @@ def trained(asked: Asked, pool: Pool) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def by_write(rows: int) -> Choice:
+    """The co-trained retriever asked for whole writes of `rows` clock ticks each: a question finds a passage.
+
+    A write scores the mean over tokens of its best row's sigmoid; of one write the better rows come first.
+    """
+
+    def choice(asked: Asked, pool: Pool) -> Tensor:
+        query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
+        write_M = (pool.long.blocks.born(asked.layer) - 1).div(rows, rounding_mode="floor")
+        write_M = write_M - write_M.min()
+        best_BTW = query_BTE.new_zeros(*query_BTE.shape[:2], int(write_M.max()) + 1, dtype=torch.float32)
+        alive_M, start, parts = pool.long.alive(asked.layer), 0, []
+        for key_NE in pool.long.blocks.keys(asked.layer):
+            here = slice(start, start + len(key_NE))
+            chance_BTN = (query_BTE @ key_NE.to(query_BTE).T).float().sigmoid() * alive_M[here].to(query_BTE.device)
+            index_BTN = write_M[here].to(query_BTE.device).expand_as(chance_BTN)
+            best_BTW.scatter_reduce_(2, index_BTN, chance_BTN, "amax")
+            parts.append(_masked_mean(chance_BTN, asked.mask_BT))
+            start = here.stop
+        score_BW = _masked_mean(best_BTW, asked.mask_BT).double()
+        return score_BW[:, write_M.to(score_BW.device)] + 1e-9 * torch.cat(parts, dim=1)
+
+    return choice
+
+
 def recent(asked: Asked, pool: Pool) -> Tensor:
     """The rows that were written last."""
     born_M = pool.long.blocks.born(asked.layer)

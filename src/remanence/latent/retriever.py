@@ -28,6 +28,21 @@ def scores(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor | None = None) -> 
     return (weight_BT[:, None] @ chance_BTM)[:, 0]
 
 
+def write_scores(query_BTE: Tensor, key_GKE: Tensor, seen_GK: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """score_BG of whole writes: mean over a prompt's tokens of the best sigmoid(q · k) among a write's rows.
+
+    One row of a passage holds one word of a question, seldom all. `seen_GK` marks rows that are there; a write without
+    any scores 0.
+    """
+    product_BTM = (query_BTE @ key_GKE.flatten(0, 1).to(query_BTE).T).float()
+    product_BTGK = product_BTM.unflatten(-1, seen_GK.shape).masked_fill(~seen_GK, -torch.inf)
+    chance_BTG = product_BTGK.amax(-1).sigmoid()
+    if mask_BT is None:
+        return chance_BTG.mean(1)
+    weight_BT = mask_BT.to(chance_BTG) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    return (weight_BT[:, None] @ chance_BTG)[:, 0]
+
+
 def log_odds(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor) -> Tensor:
     """log W / (1 - W) of the scores W: ranks as they do, and has a gradient where every sigmoid is nearly 0 or 1."""
     product_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from remanence.latent.blocks import Blocks, Place, Precision
 from remanence.latent.longterm import Eviction, Keeping, LongTerm
 from remanence.latent.modules import LatentModules
 from remanence.latent.pool import Ages, Pool, replaced, seeded
-from remanence.latent.reading import Choice, PoolPrefix, trained
+from remanence.latent.reading import Choice, PoolPrefix, by_write, trained
 from remanence.latent.retriever import scores
 from remanence.lm.family import LayerPrefix
 from remanence.lm.lm import LM
@@ -30,6 +31,8 @@ class MPlusConfig:
 
     The pool holds `pool_blocks` times as many (N), a reading adds `long_blocks` times as many (K0) from long-term
     memory, of at most `capacity_rows`. `eviction`, `ages`: "reference" is the authors' code, with what it gets wrong.
+    `ranked`: what the retriever looks for, single rows (the paper) or whole writes. `short`: a chunk of fewer tokens
+    than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
     """
 
     chunk_tokens: int = 512
@@ -45,6 +48,8 @@ class MPlusConfig:
     initial_frequency: float = 10.0
     decay: float = 1.0
     drop: str = "random"
+    ranked: Literal["rows", "writes"] = "rows"
+    short: Literal["reference", "own"] = "reference"
     precision: Precision = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -151,6 +156,8 @@ class MPlus:
         K = self.config.write_rows
         with torch.no_grad():
             fresh_LKC = self.encode(lm, pool.row_LNC[None, :, -K:], [ids])[0]
+            if self.config.short == "own":
+                fresh_LKC = fresh_LKC[:, -len(ids) :]
             return self.take(lm, pool, fresh_LKC)
 
     def take(self, lm: LM, pool: Pool, fresh_LKC: Tensor) -> Pool:
@@ -163,7 +170,7 @@ class MPlus:
     def exchange(self, lm: LM, pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, random: Tensor | None = None) -> Pool:
         """As `take`, for rows to drop that are given; `random`: the generator's state afterwards."""
         key_LKE = self.search_keys(lm, pool.row_LNC, dropped_LK)
-        after = replaced(pool, fresh_LKC, dropped_LK, key_LKE, ages=self.config.ages)
+        after = replaced(pool, fresh_LKC, dropped_LK, key_LKE, ages=self.config.ages, ticks=self.config.write_rows)
         return after if random is None else replace(after, random=random)
 
     def search_keys(self, lm: LM, row_LNC: Tensor, index_LK: Tensor) -> Tensor:
@@ -212,9 +219,14 @@ class MPlus:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def prefix(
-        self, lm: LM, pools: Sequence[Pool], mask_BT: Tensor | None = None, choice: Choice = trained
+        self, lm: LM, pools: Sequence[Pool], mask_BT: Tensor | None = None, choice: Choice | None = None
     ) -> PoolPrefix:
-        """What a batch reads: of one pool, or of one for each row. `mask_BT`: 1 where there is text."""
+        """What a batch reads: of one pool, or of one for each row. `mask_BT`: 1 where there is text.
+
+        `choice`: what is read of long-term memory; None for the co-trained retriever.
+        """
+        if choice is None:
+            choice = trained if self.config.ranked == "rows" else by_write(self.config.write_rows)
         fill = self.config.eviction == "reference"
         return PoolPrefix(lm, self.modules(lm), pools, self.config.long_slots, choice, mask_BT, fill)
 

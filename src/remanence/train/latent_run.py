@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from remanence.latent.pool import Pool
 from remanence.lm.lm import LM
@@ -22,7 +22,11 @@ from remanence.train.rows import Encoder
 
 @dataclass
 class LatentRun:
-    """A run: the model with its roles, what is trained, the pool, and the documents of earlier steps."""
+    """A run: the model with its roles, what is trained, and the pool.
+
+    `cached`: documents of earlier steps, with the number of each one's first write; `past`: rows of earlier writes,
+    and which of them are text.
+    """
 
     recipe: LatentRecipe
     lm: LM
@@ -36,7 +40,8 @@ class LatentRun:
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
-    cached: list[tuple[list[LatentDocument], list[tuple[int, int]]]] = field(default_factory=list)
+    cached: list[tuple[list[LatentDocument], list[int]]] = field(default_factory=list)
+    past: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def log(self, record: dict[str, Any]) -> None:
         checkpoint.log(self.folder, record)

@@ -15,7 +15,7 @@ from remanence.train.latent_run import LatentRun, by_rate, trained_parameters
 from remanence.train.model import use_fast_attention
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
-from remanence.train.whitening import whiten_projectors
+from remanence.train.projector_start import match_words
 
 
 def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
@@ -34,7 +34,7 @@ def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder:
     pool_LNC = torch.randn_like(pool.row_LNC, dtype=torch.float32) * 0.5
     pool = replace(pool, row_LNC=pool_LNC)
     run = LatentRun(recipe, lm, method, Encoder(lm.tokenizer), load_corpora(data), folder, pool, optimizer, trained)
-    whiten_projectors(run, recipe.whitening_documents)
+    match_words(run, recipe.projector_documents)
     return run
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from remanence.latent.retriever import balanced_loss, contrastive_loss
 from remanence.train.documents import LatentDocument, Sentences, draw_document, gather
 from remanence.train.latent_run import LatentRun
-from remanence.train.live import LivePrefix
+from remanence.train.live import LivePrefix, Writes
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at
 from remanence.train.recipes.nano_mplus import LatentPhase
@@ -46,18 +45,20 @@ def write(run: LatentRun, documents: list[LatentDocument]) -> Tensor:
     last_DLKC = run.pool.row_LNC[:, -K:].expand(len(documents), -1, -1, -1)
     parts = []
     for number in range(len(documents[0].chunks)):
-        last_DLKC = run.method.encode(run.lm, last_DLKC, [document.chunks[number] for document in documents])
-        parts.append(last_DLKC)
+        chunks = [document.chunks[number] for document in documents]
+        parts.append(run.method.encode(run.lm, last_DLKC, chunks))
+        last_DLKC = torch.stack(
+            [
+                torch.cat([last[:, min(K, len(ids)) :], fresh[:, max(0, K - len(ids)) :]], dim=1)
+                for last, fresh, ids in zip(last_DLKC, parts[-1], chunks, strict=True)
+            ]
+        )
     return torch.cat(parts, dim=2)
 
 
 def is_text(documents: list[LatentDocument], K: int) -> Tensor:
-    """place_DR: the chunk whose text a row is, -1 for rows that a short chunk took over from the pool."""
-    places = [
-        [number if at >= K - len(chunk) else -1 for number, chunk in enumerate(document.chunks) for at in range(K)]
-        for document in documents
-    ]
-    return torch.tensor(places)
+    """seen_DR: False for rows that a short chunk took over from the pool."""
+    return torch.tensor([[at >= K - len(chunk) for chunk in doc.chunks for at in range(K)] for doc in documents])
 
 
 def _read(
@@ -69,40 +70,51 @@ def _read(
     where: str,
 ) -> Tensor:
     config, recipe = run.method.config, run.recipe
-    D, L, R, C = row_DLRC.shape
-    old_LSC, time_S = _sample(run, rng)
-    own_LMC = row_DLRC.transpose(0, 1).reshape(L, D * R, C)
-    place_DR = is_text(documents, config.write_rows)
-    own_QM = sentences.of_Q[:, None] == torch.arange(D).repeat_interleave(R)
-    place_QM = place_DR.flatten().expand(len(own_QM), -1)
-    wanted_QM = own_QM & (place_QM == sentences.place_Q[:, None]) & (place_QM >= 0)
-    pool_LNC = run.pool.row_LNC
+    seen_DR = is_text(documents, config.write_rows)
+    writes = _with_past(run, rng, row_DLRC, seen_DR)
+    chunks = row_DLRC.shape[2] // config.write_rows
+    wanted_QG = torch.zeros(len(sentences.of_Q), writes.seen_LGK.shape[1], dtype=torch.bool)
+    asks_Q = sentences.place_Q >= 0
+    at_Q = (len(wanted_QG[0]) - len(documents) * chunks) + sentences.of_Q * chunks + sentences.place_Q
+    wanted_QG[asks_Q, at_Q[asks_Q]] = True
+    pool_LNC, forced_QG = run.pool.row_LNC, None
     if where == "pool":
-        kept = sorted(rng.sample(range(config.pool_rows), config.pool_rows - R))
+        kept = sorted(rng.sample(range(config.pool_rows), config.pool_rows - row_DLRC.shape[2]))
         pool_LNC = pool_LNC[:, kept]
-    forced_QM = None
     if where == "long":
-        forced_Q = torch.tensor([rng.random() < 0.4 for _ in range(len(own_QM))])
-        forced_QM = functional.pad((wanted_QM & forced_Q[:, None]).float(), (0, old_LSC.shape[1]))
-    begin_D = torch.tensor([rng.random() for _ in range(D)]) * max(1.0, float(time_S.max() if len(time_S) else 1.0))
-    time_M = torch.cat([(begin_D[:, None] + torch.arange(R) * 1e-3).flatten(), time_S])
+        forced_QG = wanted_QG & torch.tensor([rng.random() < 0.3 for _ in range(len(asks_Q))])[:, None]
     prefix = LivePrefix(
         run.lm,
         run.method,
         pool_LNC[:, :0] if where == "alone" else pool_LNC,
         None if where == "long" else row_DLRC,
+        None if where == "long" else seen_DR,
         sentences.of_Q,
         sentences.asked_QT,
-        torch.cat([own_LMC, old_LSC.to(own_LMC)], dim=1),
-        time_M,
+        writes,
         recipe.read_long_rows if where == "long" else 0,
-        forced_QM,
+        forced_QG,
         recipe.detached,
     )
     losses, _, whole = read_sentences(run, prefix, sentences)
-    reader = _retriever_loss(run, prefix, own_QM, wanted_QM)
+    reader = _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
     run.count(**{f"{where}_answer": losses.answer.item(), f"{where}_exact": whole, "retriever": reader.item()})
     return losses.total + recipe.retriever_weight * reader + 0.1 * _writer_loss(run, row_DLRC)
+
+
+def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> Writes:
+    """The step's own writes behind writes of earlier steps: what a question must tell them from."""
+    K = run.method.config.write_rows
+    own = Writes(
+        row_DLRC.transpose(0, 1).unflatten(2, (-1, K)).flatten(1, 2), seen_DR.unflatten(1, (-1, K)).flatten(0, 1)
+    )
+    past = rng.sample(run.past, min(len(run.past), run.recipe.past_writes))
+    L = len(own.row_LGKC)
+    seen_GK = torch.cat([*(seen for _, seen in past), own.seen_LGK]) if past else own.seen_LGK
+    rows = torch.cat([*(row for row, _ in past), own.row_LGKC.float()], dim=1) if past else own.row_LGKC
+    fresh = zip(own.row_LGKC.detach().float().split(1, 1), own.seen_LGK.split(1), strict=True)
+    run.past = [*run.past, *fresh][-4 * run.recipe.past_writes :]
+    return Writes(rows, seen_GK.expand(L, -1, -1))
 
 
 def read_sentences(run: LatentRun, prefix: LivePrefix, sentences: Sentences) -> tuple[Losses, float, float]:
@@ -121,26 +133,22 @@ def read_sentences(run: LatentRun, prefix: LivePrefix, sentences: Sentences) -> 
     return losses, token, whole
 
 
-def _retriever_loss(run: LatentRun, prefix: LivePrefix, own_QM: Tensor, wanted_QM: Tensor) -> Tensor:
-    """Mean over layers; other rows of the same document count as negatives only where they are of another chunk."""
-    if not prefix.odds or not wanted_QM.any():
+def _retriever_loss(run: LatentRun, prefix: LivePrefix, wanted_QG: Tensor, asks_Q: Tensor) -> Tensor:
+    """Mean over layers of the loss of questions that ask for a write; counts how many find it."""
+    if not prefix.score or not asks_Q.any():
         return run.method.modules(run.lm).bos_LC.sum() * 0.0
-    others = next(iter(prefix.odds.values())).shape[1] - wanted_QM.shape[1]
-    wanted_QM = functional.pad(wanted_QM, (0, others))
-    losses = []
-    for odds_QM in prefix.odds.values():
-        asks_Q = wanted_QM.any(1)
+    losses, found, best = [], [], []
+    for score_QG in prefix.score.values():
+        score_QG = score_QG[asks_Q]
         if run.recipe.retriever in ("contrastive", "both"):
-            losses.append(contrastive_loss(odds_QM[asks_Q], wanted_QM[asks_Q]))
+            losses.append(contrastive_loss(score_QG, wanted_QG, 1 / run.recipe.sharpness))
         if run.recipe.retriever in ("balanced", "both"):
-            losses.append(balanced_loss(odds_QM[asks_Q].sigmoid(), wanted_QM[asks_Q]))
-    with torch.no_grad():
-        k = run.method.config.long_slots
-        found = [
-            score.topk(min(k, score.shape[1]), dim=1).indices for score in (s.detach() for s in prefix.odds.values())
-        ]
-        hit = [(wanted_QM.gather(1, index).sum(1) / wanted_QM.sum(1).clamp(min=1))[asks_Q].mean() for index in found]
-        run.count(found=float(torch.stack(hit).mean()), found_worst=float(torch.stack(hit).min()))
+            losses.append(balanced_loss(score_QG, wanted_QG))
+        top_QN = score_QG.detach().topk(min(4, score_QG.shape[1]), dim=1).indices
+        found.append(wanted_QG.gather(1, top_QN).any(1).float().mean())
+        best.append(wanted_QG.gather(1, top_QN[:, :1]).any(1).float().mean())
+    run.count(found=float(torch.stack(found).mean()), found_worst=float(torch.stack(found).min()))
+    run.count(found_first=float(torch.stack(best).mean()))
     return torch.stack(losses).mean()
 
 
@@ -155,27 +163,15 @@ def _writer_loss(run: LatentRun, row_DLRC: Tensor) -> Tensor:
     return balanced_loss(score_BLN.float(), is_own)
 
 
-def _sample(run: LatentRun, rng: Random) -> tuple[Tensor, Tensor]:
-    """Rows of long-term memory (the same places in every layer) and when they were born, from 0."""
-    long, L = run.pool.long, run.lm.dims.num_layers
-    total = long.blocks.num_rows
-    index_S = torch.tensor(sorted(rng.sample(range(total), min(total, run.recipe.sample_rows))), dtype=torch.long)
-    if not len(index_S):
-        return run.pool.row_LNC[:, :0], torch.empty(0)
-    rows = torch.stack([long.blocks.rows(layer, index_S) for layer in range(L)])
-    born_S = long.blocks.born(0)[index_S].float()
-    return rows, born_S - born_S.min()
-
-
 def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> None:
     """Every chunk's rows enter the pool one after the other, with what drops out going to long-term memory."""
     K, when = run.method.config.write_rows, []
-    for d in range(len(documents)):
-        first = run.pool.clock + 1
-        for part_LKC in row_DLRC[d].float().split(K, dim=1):
+    for document, row_LRC in zip(documents, row_DLRC, strict=True):
+        first = run.pool.clock // K
+        for ids, part_LKC in zip(document.chunks, row_LRC.float().split(K, dim=1), strict=True):
             with torch.no_grad(), torch.autocast(run.lm.device.type, torch.bfloat16):
-                run.pool = run.method.take(run.lm, run.pool, part_LKC)
-        when.append((first, run.pool.clock))
+                run.pool = run.method.take(run.lm, run.pool, part_LKC[:, max(0, K - len(ids)) :])
+        when.append(first)
     run.cached = [*run.cached[-5:], (documents, when)]
 
 
@@ -199,69 +195,46 @@ def _flat(document: LatentDocument) -> list[int]:
 
 
 def _pool_alone(run: LatentRun, sentences: Sentences) -> LivePrefix:
-    none = run.pool.row_LNC[:, :0]
-    return LivePrefix(
-        run.lm, run.method, run.pool.row_LNC, None, sentences.of_Q, sentences.asked_QT, none, torch.empty(0), 0
-    )
+    return LivePrefix(run.lm, run.method, run.pool.row_LNC, None, None, sentences.of_Q, sentences.asked_QT)
 
 
 def _revisit(run: LatentRun, rng: Random) -> Tensor:
     """Questions about documents of an earlier step, whose rows are in the pool and in long-term memory by now."""
     documents, when = rng.choice(run.cached)
     sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)
-    long, L = run.pool.long, run.lm.dims.num_layers
-    born_M = long.blocks.born_LM()
-    place_M = torch.arange(long.blocks.num_rows)
-    rows = torch.stack([long.blocks.rows(layer, place_M) for layer in range(L)]).to(run.pool.row_LNC)
-    prefix = RevisitPrefix(
+    first, writes = _remembered(run)
+    prefix = LivePrefix(
         run.lm,
         run.method,
         run.pool.row_LNC,
         None,
+        None,
         sentences.of_Q,
         sentences.asked_QT,
-        rows,
-        torch.empty(0),
+        writes,
         run.recipe.read_long_rows,
-        None,
-        run.recipe.detached,
-        born_LM=born_M,
     )
     losses, _, whole = read_sentences(run, prefix, sentences)
     run.count(revisit_answer=losses.answer.item(), revisit_exact=whole)
-    wanted = [_wanted(documents, when, sentences, born_M[layer], run.method.config.write_rows) for layer in range(L)]
-    parts = [contrastive_loss(prefix.odds[layer], wanted[layer]) for layer in range(L) if wanted[layer].any()]
-    if not parts:
-        return losses.total
-    hits = [
-        (wanted[i].gather(1, prefix.chosen[i]).sum(1) / wanted[i].sum(1).clamp(min=1))[wanted[i].any(1)].mean()
-        for i in range(L)
-        if wanted[i].any()
-    ]
-    run.count(revisit_found=float(torch.stack(hits).mean()))
-    return losses.total + run.recipe.retriever_weight * torch.stack(parts).mean()
+    asks_Q, G = sentences.place_Q >= 0, writes.seen_LGK.shape[1]
+    at_Q = torch.tensor(when)[sentences.of_Q] + sentences.place_Q - first
+    asks_Q &= (at_Q >= 0) & (at_Q < G)
+    wanted_QG = torch.zeros(len(at_Q), G, dtype=torch.bool)
+    wanted_QG[asks_Q, at_Q[asks_Q]] = True
+    return losses.total + run.recipe.retriever_weight * _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
 
 
-def _wanted(
-    documents: list[LatentDocument], when: list[tuple[int, int]], sentences: Sentences, born_M: Tensor, K: int
-) -> Tensor:
-    """wanted_QM: rows that were born of the text of the chunk that a sentence needs."""
-    rows = []
-    for d, place in zip(sentences.of_Q.tolist(), sentences.place_Q.tolist(), strict=True):
-        if place < 0:
-            rows.append(torch.zeros_like(born_M, dtype=torch.bool))
-            continue
-        end = when[d][0] + (place + 1) * K
-        rows.append((born_M >= end - min(K, len(documents[d].chunks[place]))) & (born_M < end))
-    return torch.stack(rows)
-
-
-@dataclass
-class RevisitPrefix(LivePrefix):
-    """Rows of the real long-term memory: each layer has its own times."""
-
-    born_LM: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-
-    def __call__(self, layer: int, hidden_BTC: Tensor) -> Any:
-        self.time_M = self.born_LM[layer].float()
-        return super().__call__(layer, hidden_BTC)
+def _remembered(run: LatentRun) -> tuple[int, Writes]:
+    """The newest writes of the real long-term memory, each layer with the rows that it has dropped; and their first."""
+    blocks, K = run.pool.long.blocks, run.method.config.write_rows
+    L, M, C = run.lm.dims.num_layers, blocks.num_rows, run.lm.dims.width
+    born_LM = blocks.born_LM() - 1
+    first = max(int(born_LM.min()) // K, run.pool.clock // K - 2 * run.recipe.past_writes)
+    G = int(born_LM.max()) // K + 1 - first
+    row_LMC, seen_LM = torch.zeros(L, G * K, C), torch.zeros(L, G * K, dtype=torch.bool)
+    for layer in range(L):
+        here_N = (born_LM[layer] >= first * K).nonzero().squeeze(1)
+        at_N = born_LM[layer, here_N] - first * K
+        row_LMC[layer, at_N] = blocks.rows(layer, torch.arange(M)[here_N]).float()
+        seen_LM[layer, at_N] = True
+    return first, Writes(row_LMC.unflatten(1, (G, K)), seen_LM.unflatten(1, (G, K)))

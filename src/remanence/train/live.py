@@ -7,35 +7,43 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from remanence.latent.retriever import log_odds
+from remanence.latent.retriever import write_scores
 from remanence.lm.lm import LM
 from remanence.lm.rows import norm_of, rows_to_kv
 from remanence.methods.mplus import MPlus
 from remanence.types import KV
 
 
+@dataclass(frozen=True)
+class Writes:
+    """Rows of G writes, oldest first; `seen_LGK` marks those that are there (of a short chunk the last ones alone)."""
+
+    row_LGKC: Tensor
+    seen_LGK: Tensor
+
+
 @dataclass
 class LivePrefix:
     """`[first vector; long-term rows; pool; own rows]` for questions, each of a document.
 
-    `pool_LNC` is shared; `own_DLRC` (may be None) stands behind it, read by the questions of its document. Of
-    `candidate_LMC` each question reads the `num_long` best, those that `forced_QM` marks first, in the order of
-    `time_M`. `asked_QT` marks the tokens that ask; `of_Q` is each question's document.
+    `pool_LNC` is shared; `own_DLRC` (may be None) stands behind it, read by the questions of its document, where
+    `own_seen_DR`. Of `writes` (may be None) each question reads the `num_long` best rows, those of writes that
+    `forced_QG` marks first, oldest first. `asked_QT` marks the tokens that ask; `of_Q` is each question's document.
     """
 
     lm: LM
     method: MPlus
     pool_LNC: Tensor
     own_DLRC: Tensor | None
+    own_seen_DR: Tensor | None
     of_Q: Tensor
     asked_QT: Tensor
-    candidate_LMC: Tensor
-    time_M: Tensor
-    num_long: int
-    forced_QM: Tensor | None = None
+    writes: Writes | None = None
+    num_long: int = 0
+    forced_QG: Tensor | None = None
     detached: bool = False
     refresh_tokens: int | None = None
-    odds: dict[int, Tensor] = field(default_factory=dict)
+    score: dict[int, Tensor] = field(default_factory=dict)
     chosen: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -50,13 +58,11 @@ class LivePrefix:
         modules, model, slots = self.method.modules(self.lm), self.lm.model, self.method.config.long_slots
         bos_BMC = modules.bos_LC[layer].expand(1, 1, -1)
         parts = [rows_to_kv(model, layer, bos_BMC, torch.zeros(1, dtype=torch.long), "read")]
-        if self.candidate_LMC.shape[1]:
-            self._rank(layer, hidden_BTC)
-        if self.num_long:
-            index_QK = self.chosen[layer]
-            long_QKC = self.candidate_LMC[layer][index_QK]
-            at_K = torch.arange(slots - index_QK.shape[1], slots) + 1
-            parts.append(rows_to_kv(model, layer, long_QKC, at_K, "read"))
+        if self.writes is not None:
+            long_QKC = self._found(layer, hidden_BTC, self.writes)
+            if self.num_long:
+                at_K = torch.arange(slots - long_QKC.shape[1], slots) + 1
+                parts.append(rows_to_kv(model, layer, long_QKC, at_K, "read"))
         end = 1 + slots + self.method.config.pool_rows  # rows stand right in front of the text, also where they are few
         at_N = torch.arange(end - self.num_pool_rows, end)
         num_old = self.pool_LNC.shape[1]
@@ -65,22 +71,30 @@ class LivePrefix:
         if self.own_DLRC is not None:
             own = rows_to_kv(model, layer, self.own_DLRC[:, layer], at_N[num_old:], "read")
             parts.append(KV(own.key_BGMD[self.of_Q], own.value_BGMD[self.of_Q]))
-        return KV(*(_cat([getattr(p, name) for p in parts], len(hidden_BTC)) for name in ("key_BGMD", "value_BGMD")))
+        key, value = (_cat([getattr(p, name) for p in parts], len(hidden_BTC)) for name in ("key_BGMD", "value_BGMD"))
+        return KV(key, value, self._visible(key.shape[2]))
 
-    def _rank(self, layer: int, hidden_BTC: Tensor) -> None:
-        modules = self.method.modules(self.lm)
-        normed_MC = norm_of(self.lm.model, layer)(self.candidate_LMC[layer])
-        asked_BTC = hidden_BTC
+    def _visible(self, num_rows: int) -> Tensor | None:
+        if self.own_seen_DR is None or self.own_seen_DR.all():
+            return None
+        seen_Q1R = self.own_seen_DR[self.of_Q][:, None]
+        return torch.cat([seen_Q1R.new_ones(len(seen_Q1R), 1, num_rows - seen_Q1R.shape[2]), seen_Q1R], dim=2)
+
+    def _found(self, layer: int, hidden_BTC: Tensor, writes: Writes) -> Tensor:
+        """Scores all writes, and takes rows as `by_write` does at inference: of the best writes, then the best rows."""
+        modules, seen_GK = self.method.modules(self.lm), writes.seen_LGK[layer]
+        row_GKC, asked = writes.row_LGKC[layer], int(self.asked_QT.sum(1).max())
+        normed_GKC, asked_BTC = norm_of(self.lm.model, layer)(row_GKC), hidden_BTC[:, :asked]
         if self.detached:
-            normed_MC, asked_BTC = normed_MC.detach(), asked_BTC.detach()
-        odds_QM = log_odds(modules.query[layer](asked_BTC), modules.key[layer](normed_MC), self.asked_QT)
-        self.odds[layer] = odds_QM
-        if self.num_long:
-            ranked_QM = odds_QM.detach().float()
-            if self.forced_QM is not None:
-                ranked_QM = ranked_QM + 1e4 * self.forced_QM
-            found_QK = ranked_QM.topk(min(self.num_long, ranked_QM.shape[1]), dim=1).indices
-            self.chosen[layer] = found_QK.gather(1, self.time_M[found_QK].argsort(1))
+            normed_GKC, asked_BTC = normed_GKC.detach(), asked_BTC.detach()
+        query_QTE, key_GKE = modules.query[layer](asked_BTC), modules.key[layer](normed_GKC)
+        score_QG = write_scores(query_QTE, key_GKE, seen_GK, self.asked_QT[:, :asked])
+        self.score[layer] = score_QG
+        rank_QG = score_QG.detach() if self.forced_QG is None else score_QG.detach() + 10.0 * self.forced_QG
+        rank_QGK = rank_QG[..., None].masked_fill(~seen_GK, -1.0)
+        rank_QM = rank_QGK.flatten(1) - 1e-7 * torch.arange(seen_GK.numel())
+        self.chosen[layer] = rank_QM.topk(min(self.num_long, int(seen_GK.sum())), dim=1).indices.sort(1).values
+        return row_GKC.flatten(0, 1)[self.chosen[layer]]
 
 
 def _cat(parts: list[Tensor], B: int) -> Tensor:

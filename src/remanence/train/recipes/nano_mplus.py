@@ -32,9 +32,9 @@ class LatentPhase:
 
 
 STAGES = (
-    LatentPhase(200, chunks=(1, 2)),
-    LatentPhase(200, documents=24, chunks=(1, 2), full=0.05, whole_pool=0.9, scattered=0.2),
-    LatentPhase(3600, documents=24, chunks=(1, 2), full=0.05, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(150, chunks=(1, 2)),
+    LatentPhase(150, documents=24, chunks=(1, 2), full=0.05, whole_pool=0.9, scattered=0.2),
+    LatentPhase(3700, documents=24, chunks=(1, 2), full=0.05, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
 )
 
 
@@ -43,7 +43,8 @@ class LatentRecipe:
     """`method`: fields of `MPlusConfig`. `retriever`: the paper's loss, the contrastive one, or both.
 
     `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: so many of the
-    long-term slots are filled in training. `sample_rows` of earlier steps stand beside a step's own as negatives.
+    long-term slots are filled in training. `past_writes` of earlier steps stand beside a step's own as negatives;
+    the contrastive loss multiplies scores by `sharpness`.
     """
 
     seed: int = 0
@@ -56,6 +57,8 @@ class LatentRecipe:
             "pool_blocks": 10,
             "long_blocks": 5,
             "key_width": 64,
+            "ranked": "writes",
+            "short": "own",
         }
     )
     stages: tuple[LatentPhase, ...] = STAGES
@@ -64,12 +67,13 @@ class LatentRecipe:
     retriever_weight: float = 1.0
     text_weight: float = 0.1
     read_long_rows: int = 192
-    sample_rows: int = 1024
+    past_writes: int = 32
+    sharpness: float = 30.0
     kept_rows: int = 16_384
-    whitening_documents: int = 96
+    projector_documents: int = 640
     max_questions: int = 32
     lr: float = 1.5e-3
-    projector_lr: float = 5e-4
+    projector_lr: float = 3e-4
     warmup_steps: int = 60
     decay_share: float = 0.6
     clip_norm: float = 1.0
