@@ -19,6 +19,7 @@ LAYERS = (
     ("latent",),
     ("methods",),
     ("recall", "pools"),
+    ("moments",),
     ("generation",),
     ("session",),
     ("serve", "train", "eval", "bench"),

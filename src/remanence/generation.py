@@ -74,6 +74,7 @@ class Generation:
             max_tokens=self.options.max_tokens,
             sampling=Sampling(self.options.temperature, self.options.top_p, self.options.seed),
             stop=(*self.options.stop, *self.lm.stop),
+            role=None if self.recall is None else self.method.role,
         ):
             self.seconds = time.monotonic() - self.begun
             self.first_token_seconds = self.first_token_seconds or self.seconds
@@ -83,7 +84,9 @@ class Generation:
     def replies(self) -> list[Reply]:
         shares: list[dict[str, float]] = [{} for _ in self.rows]
         if self.recall is not None:
-            shares = self.method.shares(self.lm, self.recall, self.reading, [_all_ids(row) for row in self.rows])
+            whole = [self._all_ids(i) for i in range(len(self.rows))]
+            shares = self.method.shares(self.lm, self.recall, self.reading, whole)
+            self.reading = self.method.told(self.recall, self.reading, shares)
             self.recall.bank.note_recalled(
                 [hit.chunk.id for row in self.reading.groups for _, hits in row for hit in hits]
             )
@@ -98,12 +101,11 @@ class Generation:
         usage = Usage(len(self.reading.prompts[i]), row.num_tokens, self._memory_tokens(i))
         return Reply(row.text.strip(), recalled, usage, self.seconds, self.first_token_seconds, row.finish or "length")
 
+    def _all_ids(self, i: int) -> list[int]:
+        return [*self.rows[i].prompt, *self.rows[i].ids[: self.rows[i].num_tokens]]
+
     def _memory_tokens(self, i: int) -> int:
         return self.reading.memory_tokens[i] if self.reading.memory_tokens else 0
-
-
-def _all_ids(row: Row) -> list[int]:
-    return [*row.prompt, *row.ids[: row.num_tokens]]
 
 
 class Stream:

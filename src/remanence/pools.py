@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from remanence.latent.pool import Pool
+from remanence.latent.kept import Kept, Write
+from remanence.latent.snapshot import load_kept, save_kept
 from remanence.lm.lm import LM
 from remanence.methods.mplus import MPlus
 from remanence.types import Chunk
 
+if TYPE_CHECKING:
+    from remanence.bank import Bank
+
 SNAPSHOT_WRITES = 32
 """A pool is kept after so many writes, so that forgetting need not read everything again. It shares all rows but N."""
-
-
-@dataclass(frozen=True)
-class Write:
-    """What one write read: chunks (short ones together), and the pool's clock before and after."""
-
-    ids: tuple[str, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A value: the pool, the writes that made it, and pools after some of them (number of writes, pool)."""
-
-    pool: Pool
-    writes: tuple[Write, ...] = ()
-    snapshots: tuple[tuple[int, Pool], ...] = ()
-
-    def ids_at(self, clock: int) -> tuple[str, ...]:
-        """The chunks whose write made the row that was born at `clock`; none for rows of the first pool."""
-        return next((write.ids for write in self.writes if write.begin < clock <= write.end), ())
 
 
 def groups(lm: LM, chunks: Sequence[Chunk], least: int, most: int) -> list[list[Chunk]]:
@@ -97,3 +82,59 @@ def _before(kept: Kept, num_writes: int) -> Kept:
         return kept
     number, pool = next((n, pool) for n, pool in reversed(kept.snapshots) if n <= num_writes)
     return Kept(pool, kept.writes[:number], tuple(entry for entry in kept.snapshots if entry[0] <= number))
+
+
+class Followed:
+    """The pool of one namespace of a bank for one model: brought up to the bank's texts whenever it is asked for.
+
+    It is kept in a file beside the bank, which the bank removes when one of its texts is forgotten.
+    """
+
+    def __init__(self, lm: LM, method: MPlus, bank: Bank, seed: int) -> None:
+        self.lm, self.method, self.bank, self.seed = lm, method, bank, seed
+        self._kept: Kept | None = None
+        self._on_disk: Kept | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """None for a bank in RAM."""
+        fingerprint = hashlib.sha256(f"{self.method.fingerprint(self.lm)} {self.seed}".encode()).hexdigest()
+        return self.bank.pool_file(fingerprint)
+
+    def now(self, without: Collection[str] = (), on_progress: Callable[[int], None] | None = None) -> Kept:
+        """The pool that has read the bank's visible texts, but none of `without`: exact, and then slower."""
+        chunks = self.bank.list()
+        self._kept = follow(self.lm, self.method, self._held(), chunks, on_progress)
+        if not without:
+            return self._kept
+        return follow(self.lm, self.method, self._kept, [chunk for chunk in chunks if chunk.id not in set(without)])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pool as it was last asked for, or stands in its file."""
+        return self._held().pool.num_bytes
+
+    def start(self) -> Kept:
+        """Before the first write."""
+        return first(self.method, self.lm, self.seed)
+
+    def put(self, kept: Kept) -> None:
+        """Goes on from `kept`; the next `now` still makes it what the bank's texts make of it."""
+        self._kept = kept
+
+    def save(self) -> None:
+        """Writes the file, where there is something new to keep: never a pool that has read a forgotten text."""
+        if self._kept is None or (file := self.file) is None:
+            return
+        if (kept := self.now()) is not self._on_disk:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_kept(kept, file, self.method.fingerprint(self.lm))
+            self._on_disk = kept
+
+    def _held(self) -> Kept:
+        if self._kept is None:
+            fresh, file = self.start(), self.file
+            known = file is not None and file.is_file()
+            self._kept = load_kept(file, fresh, self.method.fingerprint(self.lm)) if file and known else fresh
+            self._on_disk = self._kept
+        return self._kept

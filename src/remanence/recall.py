@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from remanence.errors import BankMismatch, UnknownChunk
+from remanence.latent.kept import Kept
 from remanence.lm.lm import LM
 from remanence.methods.base import Method
 from remanence.types import Chunk, Hit, Memory
@@ -22,9 +23,27 @@ WRITE_BATCH = 16
 class BankRecall:
     """The `Recaller` of one call: `without` are chunk ids that must not be recalled in it."""
 
-    def __init__(self, lm: LM, method: Method, bank: Bank, retriever: Retriever, without: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        method: Method,
+        bank: Bank,
+        retriever: Retriever,
+        without: Collection[str] = (),
+        pool: Callable[[Collection[str]], Kept] | None = None,
+    ) -> None:
         self.lm, self.method, self.bank, self.retriever = lm, method, bank, retriever
         self.without = frozenset(without)
+        self._pool = pool
+        self._kept: Kept | None = None
+
+    def pool(self) -> Kept:
+        assert self._pool is not None, "only methods that read a pool ask for it"
+        self._kept = self._kept or self._pool(self.without)
+        return self._kept
+
+    def chunks(self, ids: Sequence[str]) -> list[Chunk]:
+        return self.bank.get(ids)
 
     def hits(self, query: str, limit: int) -> list[Hit]:
         return self.retriever.search(query, limit, self.without)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from remanence.errors import InputError
 from remanence.generation import Generation, Options, Stream
 from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt
+from remanence.methods.mplus import MPlus
+from remanence.moments import Moment, load_moment, moment, save_moment, since
+from remanence.pools import Followed
 from remanence.recall import BankRecall, describe, write_chunks
 from remanence.text.chunks import split
 from remanence.text.decode import check_text
@@ -53,6 +57,7 @@ class Session:
         self.embedder = embedder or self.lm.embedder
         self.retriever = Retriever(self.bank, self.embedder, kind=retrieval)
         self.seed = seed
+        self._pool = Followed(self.lm, self.method, self.bank, seed) if isinstance(self.method, MPlus) else None
         if self.method.writes_tensors and not adopt:
             self._check()
 
@@ -156,13 +161,20 @@ class Session:
 
     def _derive(self, stored: Sequence[tuple[str, bool]], warm: bool) -> int:
         """Search vectors and memories of those chunks that have none yet; returns the bytes that were added."""
+        before = self._pool.num_bytes if self._pool else 0
         num_bytes, ids = 0, list(dict.fromkeys(chunk_id for chunk_id, _ in stored))
-        if (embedder := self.embedder) and (missing := self.bank.missing_vectors(embedder.name, ids)):
+        if (
+            (embedder := self.embedder)
+            and not self._pool
+            and (missing := self.bank.missing_vectors(embedder.name, ids))
+        ):
             vectors = embedder.embed([chunk.text for chunk in self.bank.get(missing)])
             self.bank.put_vectors(embedder.name, missing, vectors)
             num_bytes += vectors.nbytes
         if warm and self.method.writes_tensors:
             num_bytes += self._write_memories(self.bank.missing_memories(self.fingerprint, ids))
+        if warm and self._pool and any(is_new for _, is_new in stored):
+            num_bytes += self._pool.now().pool.num_bytes - before
         return num_bytes
 
     def _write_memories(self, ids: Sequence[str]) -> int:
@@ -180,6 +192,8 @@ class Session:
         """
         self._split_long_chunks()
         self.retriever.update()
+        if self._pool:
+            return len(self._pool.now(on_progress=on_progress).writes)
         visible = [chunk.id for chunk in self.bank.list()] if self.method.writes_tensors else []
         missing = self.bank.missing_memories(self.fingerprint, visible)
         for start in range(0, len(missing), COMMIT_CHUNKS):
@@ -220,6 +234,41 @@ class Session:
             answers.scrub(self.bank.path, receipt.ids)
         return receipt
 
+    # -- moments ---------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Moment:
+        """What is remembered now, to go back to with `rollback`; a value that shares what does not change."""
+        return moment(self.bank, self._pool)
+
+    def rollback(self, earlier: Moment) -> ForgetReceipt:
+        """Forgets all that was written since `earlier`. UnknownChunk where a text of it was forgotten."""
+        receipt = self.forget(*since(self.bank, earlier))
+        if self._pool and earlier.kept:
+            self._pool.put(earlier.kept)
+        return receipt
+
+    def reset(self) -> ForgetReceipt:
+        """Forgets everything in this namespace."""
+        return self.forget(*(chunk.id for chunk in self.bank.list(include_superseded=True)))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes texts and latent pool to a new or empty folder, for `load` in another session or elsewhere."""
+        save_moment(self.bank, self._pool, Path(folder))
+
+    def load(self, folder: str | Path) -> None:
+        """Adds what `save` wrote. A pool of another model or a damaged one is refused, and nothing is added."""
+        load_moment(self.bank, self._pool, Path(folder))
+
+    def fork(self, bank: Bank | str | Path | None = None) -> Session:
+        """Another session that remembers the same, in a bank of its own (None: in RAM)."""
+        other = Session(
+            self.lm, bank, self.method, namespace=self.bank.namespace, embedder=self.embedder, seed=self.seed
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            other.load(folder)
+        return other
+
     # -- generating ------------------------------------------------------------------------------------------
 
     def generate(
@@ -257,7 +306,10 @@ class Session:
     def _generation(self, prompts: Sequence[str | Sequence[Message]], options: Mapping[str, Any]) -> Generation:
         seed = self.seed if options.get("seed") is None else options["seed"]
         chosen = Options(**{**options, "seed": seed})
-        recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without) if chosen.recall else None
+        pool = self._pool.now if self._pool else None
+        recall = (
+            BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool) if chosen.recall else None
+        )
         return Generation(self.lm, self.method, recall, [self._prompt(prompt) for prompt in prompts], chosen)
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -268,7 +320,9 @@ class Session:
         return Prompt(tuple(self.lm.render(messages)), messages[-1]["content"])
 
     def close(self) -> None:
-        """Closes the bank, unless it was given open: then it is its owner's."""
+        """Keeps the latent pool beside the bank; closes the bank, unless it was given open: then it is its owner's."""
+        if self._pool:
+            self._pool.save()
         if self._owns_bank:
             self.bank.close()
 

@@ -20,7 +20,12 @@ LIBRARY = ("Ada's locker code is 4417.", "Bruno's dog is called Rex.", "The boat
 EXACT = 1e-4
 """float32 on a random model whose largest logit is about 3."""
 
-ALL = [(name, preset) for name, cls in sorted(methods.known().items()) for preset in cls.presets]
+ALL = [
+    (name, preset)
+    for name, cls in sorted(methods.known().items())
+    for preset in cls.presets
+    if not cls.reads_pool  # tests/test_moments.py: those need a model of their own, and a bank
+]
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from remanence.train.latent_export import export_latent
 from remanence.train.latent_run import resume
 from remanence.train.latent_start import start_latent_run
 from remanence.train.latent_tasks import is_text, step_loss, write
+from remanence.train.projector_start import Pairs, word_maps
 from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
 from remanence.train.row import Row
-from remanence.train.projector_start import Pairs, word_maps
 
 METHOD = {
     "chunk_tokens": 24,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from remanence.data.squad import Context
 from remanence.data.wordlists import words_of
 from remanence.errors import InputError
-from remanence.lm.lm import NANO
+from remanence.lm.lm import BUNDLED
 from remanence.train.corpora import Corpora, is_kept, load_corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.renaming import Pieces, fixed_words, renamed, things
@@ -25,7 +25,7 @@ NO_BOOKS = Corpora()
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(PreTrainedTokenizerFast.from_pretrained(NANO))
+    return Encoder(PreTrainedTokenizerFast.from_pretrained(BUNDLED["nano"]))
 
 
 def test_the_lexicon_has_no_word_that_is_kept_for_evaluation() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from remanence.bank import care, listing, tensors, texts, transfer, verification
+from remanence.bank import care, listing, pooled, tensors, texts, transfer, verification
 from remanence.bank.draft import Draft, check_namespace, chunk_id
 from remanence.bank.meta import TextIndex
 from remanence.bank.reports import BankStats, CompactReceipt, VerifyReport
@@ -225,6 +225,10 @@ class Bank:
         `tolerance` of its largest value (bfloat16 and int8 round).
         """
         return verification.verify(self, recompute, sample, fingerprint, tolerance)
+
+    def pool_file(self, fingerprint: str) -> Path | None:
+        """Where the latent pool of this namespace for `fingerprint` is kept; None in RAM. Gone when a text goes."""
+        return pooled.pool_file(self.path, self.namespace, fingerprint)
 
     def stats(self) -> BankStats:
         return care.stats(self)

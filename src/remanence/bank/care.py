@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from remanence.bank import compact as compaction
 from remanence.bank import listing, texts
+from remanence.bank.pooled import remove_pools
 from remanence.bank.reports import BankStats, CompactReceipt
 from remanence.bank.rows import any_of
 from remanence.bank.store import CHUNKS_TABLE, Table
@@ -37,6 +38,7 @@ def _remove(bank: Bank, ids: list[str]) -> int:
         bank._usage.forget(part, condition)
     bank._memories.cache.discard(ids)
     if ids:
+        remove_pools(bank.path, bank.namespace)
         texts.remove(bank._scope, ids)
         bank._scope.resident.clear()
         bank._memories.clear_heads()

@@ -25,7 +25,12 @@ def open_session(
     with progress(f"Loading {model}"):
         from remanence.session import Session
 
-        return Session(model, bank, method, namespace=namespace, seed=seed, adopt=adopt)
+        return Session(model_for(method, model), bank, method, namespace=namespace, seed=seed, adopt=adopt)
+
+
+def model_for(method: str, model: str) -> str:
+    """The bundled model has an adapter for latent memory, under a name of its own."""
+    return "nano-mplus" if model == "nano" and method.partition(":")[0] == "mplus" else model
 
 
 def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:

@@ -20,7 +20,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="nano, tiny (random, for tests), a folder, a cached Hub id (HF_HUB_OFFLINE=0 downloads).",
+        help="nano, nano-mplus, tiny (random, for tests), a folder, a cached Hub id (HF_HUB_OFFLINE=0 downloads).",
         rich_help_panel=_COMMON,
     ),
 ]
@@ -29,7 +29,8 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="memory3, memory3:paper, memory3:dense (models not trained for memory), retrieved_text, full_context.",
+        help="memory3, memory3:paper, memory3:dense (models not trained for memory), mplus (a latent pool), "
+        "retrieved_text, full_context.",
         rich_help_panel=_COMMON,
     ),
 ]

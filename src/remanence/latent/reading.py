@@ -12,6 +12,7 @@ from remanence.errors import InputError
 from remanence.latent.modules import LatentModules
 from remanence.latent.pool import Pool
 from remanence.latent.retriever import scores
+from remanence.lm.family import LayerPrefix
 from remanence.lm.lm import LM
 from remanence.lm.rows import queries, rows_to_kv
 from remanence.types import KV
@@ -167,6 +168,23 @@ class PoolPrefix:
         if layer not in self.kvs:
             self.kvs[layer] = self._read(layer, hidden_BTC)
         return self.kvs[layer]
+
+    def row(self, i: int) -> LayerPrefix:
+        """What row `i` of the batch has read, as a prefix of its own."""
+        kvs = []
+        for layer in range(self.lm.dims.num_layers):
+            kv = self.kvs[layer]
+            seen = None if kv.visible_BTM is None else kv.visible_BTM[i : i + 1]
+            at = slice(i, i + 1) if len(kv.key_BGMD) > 1 else slice(None)
+            kvs.append(KV(kv.key_BGMD[at], kv.value_BGMD[at], seen))
+        return LayerPrefix(tuple(kvs), self.offset_tokens)
+
+    def born(self, i: int, layer: int) -> Tensor:
+        """born_M: the clock when each row that row `i` of the batch has read was written; 0 for what none wrote."""
+        pool = self.pools[i * len(self.pools) // len(self.chosen[layer])]
+        long_M = pool.long.blocks.born(layer)[self.chosen[layer][i]]
+        empty = max(map(len, self.chosen[layer])) - len(long_M)
+        return torch.cat([torch.zeros(1 + empty, dtype=torch.long), long_M, pool.born_LN[layer]])
 
     def _read(self, layer: int, hidden_BTC: Tensor) -> KV:
         B, P = len(hidden_BTC), len(self.pools)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from torch import Tensor
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.files import write_whole
 from remanence.latent.blocks import Blocks
+from remanence.latent.kept import Kept, Write
 from remanence.latent.pool import Pool
 
 FORMAT = "remanence pool 1"
@@ -27,10 +29,25 @@ def save_pool(pool: Pool, file: Path, fingerprint: str) -> None:
 
     `fingerprint`: what the rows are valid for (`Method.fingerprint`).
     """
+    _save(pool, file, fingerprint, [])
+
+
+def _save(pool: Pool, file: Path, fingerprint: str, writes: list[Any]) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(pool).items()}
-    numbers = json.dumps({"clock": pool.clock, "num_merged": pool.long.num_merged})
+    numbers = json.dumps({"clock": pool.clock, "num_merged": pool.long.num_merged, "writes": writes})
     told = {"format": FORMAT, "fingerprint": fingerprint, "numbers": numbers}
     write_whole(file, save(tensors, {**told, "checksum": _checksum(tensors, told)}))
+
+
+def save_kept(kept: Kept, file: Path, fingerprint: str) -> None:
+    """As `save_pool`, with the writes that made the pool; pools of earlier moments are not kept."""
+    _save(kept.pool, file, fingerprint, [[list(write.ids), write.begin, write.end] for write in kept.writes])
+
+
+def load_kept(file: Path, like: Kept, fingerprint: str) -> Kept:
+    """As `load_pool`; of earlier moments only `like`, the first one, can be gone back to."""
+    pool, writes = _load(file, like.pool, fingerprint)
+    return Kept(pool, tuple(Write(tuple(ids), begin, end) for ids, begin, end in writes), ((0, like.pool),))
 
 
 def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
@@ -39,6 +56,10 @@ def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
     Raises InputError where there is no such file, BankCorrupted for one that is cut or changed, and BankMismatch for
     one of another model, method or shape.
     """
+    return _load(file, like, fingerprint)[0]
+
+
+def _load(file: Path, like: Pool, fingerprint: str) -> tuple[Pool, list[Any]]:
     told, tensors = _read(file)
     if told.get("format") != FORMAT:
         raise BankMismatch(
@@ -58,7 +79,8 @@ def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
         raise BankMismatch(
             f"the pool in {str(file)!r} has the shape {shapes}", "use the method's settings it was made with"
         )
-    return _pool(tensors, json.loads(told["numbers"]), like)
+    numbers = json.loads(told["numbers"])
+    return _pool(tensors, numbers, like), numbers["writes"]
 
 
 def _tensors(pool: Pool) -> dict[str, Tensor]:
@@ -68,7 +90,7 @@ def _tensors(pool: Pool) -> dict[str, Tensor]:
     return found | parts | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
-def _pool(tensors: Mapping[str, Tensor], numbers: Mapping[str, int], like: Pool) -> Pool:
+def _pool(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], like: Pool) -> Pool:
     blocks: Blocks = replace(like.long.blocks, blocks=(), counts=()).with_parts(tensors)
     optional = {name: tensors.get(name) for name in _OPTIONAL}
     long = replace(like.long, blocks=blocks, oldest_L=tensors["oldest_L"], num_merged=numbers["num_merged"], **optional)

@@ -66,6 +66,7 @@ def decode(
     max_tokens: int = 64,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
+    role: str | None = None,
 ) -> Iterator[list[Row]]:
     """Yields the rows after each new token; the same objects each time, so `rows[i].text` only grows.
 
@@ -82,7 +83,7 @@ def decode(
     padded = not bool(mask_BS.all())
     memory, resident = prefix, Resident(lm.model, cache, padded)
     for step in range(max_tokens):
-        logits_BTV = lm.forward(ids_BT, memory, positions_BT, mask_BS if padded else None, cache, last_only=True)
+        logits_BTV = lm.forward(ids_BT, memory, positions_BT, mask_BS if padded else None, cache, True, role)
         for row, logits_V in zip(rows, logits_BTV[:, -1].float(), strict=True):
             _push(lm, row, _sample(logits_V, sampling, row.generator), stop, last=step + 1 == max_tokens)
         yield rows

@@ -67,6 +67,7 @@ def capture(
     memory: Prefix | None = None,
     plain: bool = False,
     gradient: bool = False,
+    role: str | None = None,
 ) -> dict[int, seam.Seen]:
     """Runs `model` just far enough to see attention at `layers`, without a cache; gradients flow.
 
@@ -78,7 +79,8 @@ def capture(
     if positions_BT is None:
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
     with contextlib.suppress(seam.Enough):
-        model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, watch=watch)
+        extra: Any = {} if role is None else {"role": role}
+        model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, watch=watch, **extra)
     return watch.seen
 
 

@@ -23,7 +23,8 @@ from remanence.types import KV, Prefix
 
 SETTINGS = "remanence.json"
 LATENT = "latent.safetensors"
-NANO = Path(__file__).parent.parent / "assets" / "nano"
+ASSETS = Path(__file__).parent.parent / "assets"
+BUNDLED = {name: ASSETS / name for name in ("nano", "nano-mplus")}
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def from_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | str | None = None) -> LM:
-    """The bundled model ("nano"), a random one for tests ("tiny"), a folder, or a Hub id.
+    """A bundled model ("nano", "nano-mplus"), a random one for tests ("tiny"), a folder, or a Hub id.
 
     `dtype` None: float32 on the CPU, the checkpoint's own elsewhere. Raises InputError for an unknown name
     and UnsupportedModel for a model that cannot read memory exactly.
@@ -235,7 +236,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "tiny":
         return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
-    folder = NANO if str(name) == "nano" else Path(name)
+    folder = BUNDLED.get(str(name), Path(name))
     if adapter := _settings(folder).get("adapter"):
         return _adapted(load(str(adapter["base"]), device=device, dtype=dtype), folder, str(name))
     if (folder / "config.json").is_file() and published.is_published(_config(folder)):

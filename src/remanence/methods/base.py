@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from remanence.latent.kept import Kept
 from remanence.lm.lm import LM
-from remanence.types import Hit, Memory, Prefix
+from remanence.types import Chunk, Hit, Memory, Prefix
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Recaller(Protocol):
 
     def texts(self, limit_tokens: int) -> list[Hit]:
         """Everything in the bank, oldest first, up to `limit_tokens`."""
+        ...
+
+    def pool(self) -> Kept:
+        """The latent pool that has read the bank's texts, for methods that read one; the same one for all of a call."""
+        ...
+
+    def chunks(self, ids: Sequence[str]) -> list[Chunk]:
+        """Chunks of the bank, in this order."""
         ...
 
 
@@ -61,6 +70,10 @@ class Method(ABC):
     presets: ClassVar[dict[str, Callable[[LM], Any]]]
     writes_tensors: ClassVar[bool] = True
     """False for methods that recall text: nothing but text is stored for them."""
+    reads_pool: ClassVar[bool] = False
+    """True for methods whose memory is one latent pool, which all texts of a bank have gone through."""
+    role: ClassVar[str | None] = None
+    """The model's adapter that reads (`lm/lora.py`)."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -84,6 +97,10 @@ class Method(ABC):
         Empty for methods whose recalled text is part of the prompt.
         """
         return [{} for _ in rows]
+
+    def told(self, recall: Recaller, reading: Reading, shares: Sequence[dict[str, float]]) -> Reading:
+        """`reading` with its `groups`, for methods that know only afterwards what they read; else as it is."""
+        return reading
 
     def write(self, lm: LM, references: Sequence[Sequence[int]]) -> list[Memory]:
         """What is kept of each reference (tokens, no BOS), written in one batch; gradients flow through it."""

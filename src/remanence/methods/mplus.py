@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +15,23 @@ from torch import Tensor
 from remanence.errors import InputError
 from remanence.latent import dropping
 from remanence.latent.blocks import Blocks, Place, Precision
+from remanence.latent.kept import Kept
 from remanence.latent.longterm import Eviction, Keeping, LongTerm
 from remanence.latent.modules import LatentModules
 from remanence.latent.pool import Ages, Pool, replaced, seeded
 from remanence.latent.reading import Choice, PoolPrefix, by_write, trained
 from remanence.latent.retriever import scores
-from remanence.lm.family import LayerPrefix
+from remanence.lm.decode import pad_left
+from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
 from remanence.lm.rows import Outputs, make_rows, norm_of, prove_rows, rows_to_kv
+from remanence.lm.seam import attention_mass
+from remanence.methods.base import Method, Prompt, Reading, Recaller
+from remanence.types import Hit
+
+SHOWN = 5
+LEAST_SHARE = 0.01
+"""An answer names so many texts at most, and none that got less of its attention."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +78,35 @@ class MPlusConfig:
         return self.write_rows * self.long_blocks
 
 
-class MPlus:
+def _trained(lm: LM) -> MPlusConfig:
+    """Where a model was trained for it, `methods.load` gives the settings that it was trained with."""
+    if lm.latent is None:
+        raise InputError(
+            f"model {lm.name!r} has no latent memory",
+            "use --model nano-mplus, a model trained with `remanence train nano-mplus`, or --method memory3",
+        )
+    return MPlusConfig()
+
+
+class MPlus(Method):
     """Writes by self-update (§2.2 of MemoryLLM, §3.1 of M+), reads the pool and what its retriever finds (M+ §3.2).
 
-    One object serves one model. It is no `Method` yet: sessions hand no pool to what reads.
+    One object serves one model.
     """
 
+    name: ClassVar[str] = "mplus"
+    presets: ClassVar = {"trained": _trained}
+    writes_tensors: ClassVar[bool] = False
+    reads_pool: ClassVar[bool] = True
+    role: ClassVar[str | None] = "read"
+    config: MPlusConfig
+
     def __init__(self, config: MPlusConfig, modules: LatentModules | None = None) -> None:
-        self.config = config
+        super().__init__(config)
         self._modules = modules
+
+    def reference_tokens(self) -> int:
+        return self.config.chunk_tokens
 
     def modules(self, lm: LM) -> LatentModules:
         """What this method has trained for `lm`: the model folder's, or a start for training.
@@ -92,7 +121,7 @@ class MPlus:
 
     def fingerprint(self, lm: LM) -> str:
         """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config."""
-        text = json.dumps([lm.fingerprint, str(lm.dtype), "mplus", asdict(self.config)], sort_keys=True)
+        text = json.dumps([lm.fingerprint, str(lm.dtype), self.describe()], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(self.modules(lm).state_dict().items()):
             digest.update(name.encode())
@@ -217,6 +246,53 @@ class MPlus:
             )
 
     # -- reading ---------------------------------------------------------------------------------------------
+
+    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+        """Once, at prefill; frozen while an answer is generated (M+ §3.1).
+
+        The pool has its own first vector, so no BOS. What was read is known afterwards: see `told`.
+        """
+        kept = recall.pool()
+        ids = tuple(
+            prompt.ids[len(lm.bos) :] if list(prompt.ids[: len(lm.bos)]) == lm.bos else prompt.ids for prompt in prompts
+        )
+        mask_BT = pad_left(ids, lm.device)[1]
+        prefix = self.prefix(lm, [kept.pool], mask_BT)
+        num_rows = self.config.pool_rows + min(self.config.long_slots, kept.pool.long.blocks.num_rows)
+        return Reading(ids, prefix, prefix, tuple(((0, ()),) for _ in ids), (num_rows,) * len(ids))
+
+    @torch.no_grad()
+    def shares(
+        self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """Attention on the rows that each text became: mean over layers, heads, and tokens that predict the answer."""
+        return [self._share(lm, recall.pool(), reading, i, row) for i, row in enumerate(rows)]
+
+    def _share(self, lm: LM, kept: Kept, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
+        prefix, first = reading.prefix, len(reading.prompts[i]) - 1
+        if not isinstance(prefix, PoolPrefix) or not kept.writes or len(row) - 1 <= first:
+            return {}
+        ids_BT = torch.tensor([row[:-1]], device=lm.device)
+        positions_BT = prefix.offset_tokens + torch.arange(len(row) - 1, device=lm.device)[None]
+        layers = frozenset(range(lm.dims.num_layers))
+        seen = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix.row(i), role=self.role)
+        mass_W = torch.zeros(len(kept.writes) + 1)
+        for layer, shown in seen.items():
+            born_M = prefix.born(i, layer)
+            mass_W.index_add_(0, kept.write_of(born_M) + 1, attention_mass(shown, first)[: len(born_M)].cpu())
+        shares: dict[str, float] = {}
+        for write, mass in zip(kept.writes, (mass_W[1:] / len(seen)).tolist(), strict=True):
+            shares |= {id: shares.get(id, 0.0) + mass / len(write.ids) for id in write.ids if mass > 0}
+        return shares
+
+    def told(self, recall: Recaller, reading: Reading, shares: Sequence[dict[str, float]]) -> Reading:
+        """Of the texts whose rows were read, those that the answer attended to most."""
+        groups = []
+        for row in shares:
+            best = sorted(row, key=lambda id: -row[id])[:SHOWN]
+            chunks = recall.chunks([id for id in best if row[id] >= LEAST_SHARE])
+            groups.append(((0, tuple(Hit(chunk, min(1.0, row[chunk.id])) for chunk in chunks)),))
+        return replace(reading, groups=tuple(groups))
 
     def prefix(
         self, lm: LM, pools: Sequence[Pool], mask_BT: Tensor | None = None, choice: Choice | None = None

@@ -13,9 +13,9 @@ from remanence.methods.mplus import MPlus, MPlusConfig
 from remanence.train.corpora import load_corpora
 from remanence.train.latent_run import LatentRun, by_rate, trained_parameters
 from remanence.train.model import use_fast_attention
+from remanence.train.projector_start import match_words
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
-from remanence.train.projector_start import match_words
 
 
 def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
