@@ -79,6 +79,19 @@ def test_what_was_written_is_in_the_pool_and_can_be_asked_for_again(run):
     assert run.sums["#revisit_answer"] == 1
 
 
+def test_running_text_is_to_be_read_as_the_base_reads_it(run):
+    for step in range(3):
+        step_loss(run, PHASE, Random(f"e {step}"))
+    losses = []
+    for step in range(12):
+        run.optimizer.zero_grad()
+        loss = step_loss(run, replace(PHASE, full=1.0), Random(f"f {step % 2}"))
+        loss.backward()
+        run.optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-2:]) < sum(losses[:2])
+
+
 def test_a_cut_run_goes_on_where_it_stood(run):
     train(run, 2)
     again = start_latent_run(RECIPE, "tiny", None, run.folder)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from remanence.data.facts import distractor_passages
 from remanence.latent.retriever import balanced_loss, contrastive_loss
-from remanence.train.documents import LatentDocument, Sentences, draw_document, gather
+from remanence.train.documents import SENTENCE_TOKENS, LatentDocument, Sentence, Sentences, draw_document, gather
 from remanence.train.latent_run import LatentRun
 from remanence.train.live import LivePrefix, Writes
-from remanence.train.losses import Losses, answer_losses, exact_answers, targets
+from remanence.train.losses import TEXT, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import logits_at
 from remanence.train.recipes.nano_mplus import LatentPhase
 
@@ -23,14 +24,14 @@ def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> Tensor:
     num_chunks = rng.randint(*phase.chunks)
     if run.cached and rng.random() < phase.revisit:
         return _revisit(run, rng)
+    if rng.random() < phase.full:
+        return _plain(run, rng)
     documents: list[LatentDocument] = []
     while len(documents) < phase.documents:
         document = draw_document(rng, phase, run.recipe, run.corpora, run.encoder, num_chunks)
         if document.sentences and len(document.chunks) == num_chunks and all(document.chunks):
             documents.append(document)
     sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)
-    if rng.random() < phase.full:
-        return _plain(run, rng, documents)
     with torch.autocast(run.lm.device.type, torch.bfloat16):
         row_DLRC = write(run, documents)
     whole, long = rng.random() < phase.whole_pool, rng.random() < phase.long
@@ -175,27 +176,42 @@ def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> 
     run.cached = [*run.cached[-5:], (documents, when)]
 
 
-def _plain(run: LatentRun, rng: Random, documents: list[LatentDocument]) -> Tensor:
-    """Documents as running text that reads the pool as it is; nothing is written (M+ §6.1, 1)."""
-    joined = [
-        LatentDocument([], [replace(s, ids=[*_flat(d), *s.ids], kinds=[*[1] * len(_flat(d)), *s.kinds])])
-        for d in documents[:8]
-        for s in d.sentences[:1]
-    ]
-    sentences = gather(rng, joined, 8, run.encoder.pad)
-    prefix = _pool_alone(run, sentences)
-    losses, _, whole = read_sentences(run, prefix, sentences)
-    run.count(full_answer=losses.answer.item(), full_exact=whole)
-    return losses.total
+def _plain(run: LatentRun, rng: Random) -> Tensor:
+    """Running text read with the pool as it is, and half the time long-term rows: as the base model reads it alone.
+
+    The authors teach it with the next token (M+ §6.1, 1); here the base's own predictions are the target, since a
+    memory that is about something else should change nothing.
+    """
+    sentences, recipe, model = _running_text(run, rng), run.recipe, run.lm.model
+    prefix = LivePrefix(run.lm, run.method, run.pool.row_LNC, None, None, sentences.of_Q, sentences.asked_QT)
+    if run.past and rng.random() < 0.5:
+        past = rng.sample(run.past, min(len(run.past), recipe.past_writes))
+        seen_LGK = torch.cat([seen for _, seen in past]).expand(run.lm.dims.num_layers, -1, -1)
+        prefix.writes = Writes(torch.cat([row for row, _ in past], dim=1), seen_LGK)
+        prefix.num_long = recipe.read_long_rows
+    ids_BT, real_BT = sentences.batch.ids_BT, sentences.batch.kind_BT > 0
+    lead_BT = torch.tensor(run.lm.bos, dtype=torch.long).expand(len(ids_BT), -1)
+    positions_BT = prefix.offset_tokens + torch.arange(ids_BT.shape[1])[None]
+    with torch.autocast(run.lm.device.type, torch.bfloat16):
+        with torch.no_grad():
+            base_BTV = model(torch.cat([lead_BT, ids_BT], dim=1), use_cache=False).logits[:, lead_BT.shape[1] :]
+        read_BTV = model(ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, role="read").logits
+    base_NV, read_NV = (logits_BTV[real_BT].float().log_softmax(-1) for logits_BTV in (base_BTV, read_BTV))
+    loss = functional.kl_div(read_NV, base_NV, log_target=True, reduction="batchmean")
+    run.count(plain_nats=loss.item())
+    return recipe.plain_weight * loss
 
 
-def _flat(document: LatentDocument) -> list[int]:
-    """Of the chunks what leaves room for the sentence."""
-    return [token for chunk in document.chunks for token in chunk][-40:]
-
-
-def _pool_alone(run: LatentRun, sentences: Sentences) -> LivePrefix:
-    return LivePrefix(run.lm, run.method, run.pool.row_LNC, None, None, sentences.of_Q, sentences.asked_QT)
+def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
+    """Stretches of books, or of the generator's passages where there are none."""
+    texts = run.corpora.paragraphs or distractor_passages(64, rng.randrange(1000))
+    rows = []
+    for _ in range(count):
+        ids = run.encoder(rng.choice(texts))[0]
+        begin = rng.randrange(max(1, len(ids) - SENTENCE_TOKENS))
+        rows.append(ids[begin : begin + SENTENCE_TOKENS])
+    documents = [LatentDocument([], [Sentence(ids, [TEXT] * len(ids), None)]) for ids in rows]
+    return gather(rng, documents, count, run.encoder.pad)
 
 
 def _revisit(run: LatentRun, rng: Random) -> Tensor:

@@ -21,7 +21,7 @@ class LatentPhase:
     num_steps: int
     documents: int = 16
     chunks: tuple[int, int] = (1, 3)
-    full: float = 0.10
+    full: float = 0.15
     revisit: float = 0.0
     whole_pool: float = 0.8
     long: float = 0.0
@@ -33,8 +33,8 @@ class LatentPhase:
 
 STAGES = (
     LatentPhase(150, chunks=(1, 2)),
-    LatentPhase(150, documents=24, chunks=(1, 2), full=0.05, whole_pool=0.9, scattered=0.2),
-    LatentPhase(3700, documents=24, chunks=(1, 2), full=0.05, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
+    LatentPhase(3750, documents=24, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
 )
 
 
@@ -66,6 +66,7 @@ class LatentRecipe:
     detached: bool = False
     retriever_weight: float = 1.0
     text_weight: float = 0.1
+    plain_weight: float = 2.0
     read_long_rows: int = 192
     past_writes: int = 32
     sharpness: float = 30.0
