@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.text import Text
 
+from remanence.cli import eval_latent
 from remanence.cli import options as o
 from remanence.cli.terminal import note, out, print_json, progress, say, table
 from remanence.eval import tasks
@@ -119,3 +120,5 @@ def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
 
 for name, task in tasks.known().items():
     app.command(name)(command(task))
+for name, run in (("retention", eval_latent.retention), ("ltm-recall", eval_latent.ltm_recall)):
+    app.command(name)(run)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from remanence.errors import InputError
 from remanence.latent.longterm import LongTerm
 from remanence.latent.retriever import projectors
 from remanence.lm.lm import LM
@@ -46,6 +50,17 @@ class LatentModules(nn.Module):
             return merged
         dies_LM = self.long["frequency_LM"].float()
         return replace(merged, dies_LM=dies_LM, kept_LM=torch.ones_like(dies_LM, dtype=torch.bool))
+
+    def load_retriever(self, file: Path) -> None:
+        """Other projectors for queries and keys, of the same shapes. InputError where there are none."""
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"no retriever can be read from {str(file)!r}: {error}", "train one, or name another"
+            ) from error
+        wanted = {name: t for name, t in self.state_dict().items() if name.startswith(("query.", "key."))}
+        fill(wanted, found, f"the retriever {file.name}")
 
     @staticmethod
     def beside(lm: LM, key_width: int, pool_rows: int) -> LatentModules:

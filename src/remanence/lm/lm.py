@@ -58,6 +58,7 @@ class LM:
         self.embedder = ModelEmbedder.beside(self, folder) if folder else None
         self.settings = _settings(folder) if folder else {}
         self.latent: dict[str, Tensor] | None = None
+        self.folder = folder
         self._constants: dict[tuple[int, ...], tuple[int, dict[int, KV]]] = {}
 
     @property
@@ -266,7 +267,7 @@ def _adapted(lm: LM, folder: Path, name: str) -> LM:
         lora.load_adapter(lm.model, role, folder / role)
     lm.model.eval()
     lm.__dict__.pop("fingerprint", None)  # the base's, where it was asked for already
-    lm.name, lm.settings, lm.latent = name, _settings(folder), _tensors(folder / LATENT)
+    lm.name, lm.settings, lm.latent, lm.folder = name, _settings(folder), _tensors(folder / LATENT), folder
     return lm
 
 

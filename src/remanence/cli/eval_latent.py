@@ -1,0 +1,111 @@
+"""`remanence eval retention | ltm-recall | perplexity`: what a latent pool keeps, finds, and does to plain text."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from remanence.cli import options as o
+from remanence.cli.opening import model_for
+from remanence.cli.terminal import note, out, print_json, progress, say, table
+
+TokensOption = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of other text after the facts.")]
+EveryOption = Annotated[int, typer.Option("--every", metavar="N", help="Ask after every so many of them.")]
+NOption = Annotated[int, typer.Option("--n", metavar="N", help="Facts at most.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="Facts in SQuAD format; else the generator's.")
+]
+DistractorsOption = Annotated[
+    Path | None,
+    typer.Option("--distractors", metavar="FILE", help="Books: .txt or .jsonl(.gz); else the generator's passages."),
+]
+PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves here (PNG).")]
+
+
+def retention(
+    tokens: TokensOption = 160_000,
+    every: EveryOption = 10_000,
+    n: NOption = 100,
+    systems: Annotated[
+        str, typer.Option("--systems", metavar="A,B", help="Of the five below.")
+    ] = "mplus,mplus_without_ltm,sliding_window,full_context,memory3",
+    data: DataOption = None,
+    distractors: DistractorsOption = None,
+    plot: PlotOption = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Questions asked at once.")] = 32,
+    model: o.ModelOption = o.MODEL,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """How long facts are answered while other text is read: the curve of M+'s figures.
+
+    Systems: mplus, mplus_without_ltm, sliding_window, full_context, memory3.
+    """
+    from remanence.eval import plots, report, retention
+
+    chosen = tuple(name.strip() for name in systems.split(",") if name.strip())
+    options = retention.Options(tokens, every, n, chosen, seed, batch_size=batch, data=data, distractors=distractors)
+    if plot:
+        report.check_writable(plot)
+    lm = _load(model)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        result = retention.run(lm, options, progress, Path(folder))
+    if plot:
+        plots.draw_retention(result, plot)
+    if as_json:
+        print_json(result)
+        return
+    shown = table("tokens", *((name, {"justify": "right"}) for name in result["systems"]))
+    curves = {name: dict(figures["curve"]) for name, figures in result["systems"].items()}
+    for at in sorted({at for curve in curves.values() for at in curve}):
+        shown.add_row(f"{at:,}", *("" if at not in curve else f"{curve[at]:.3f}" for curve in curves.values()))
+    say(f"exact match of {result['n']} facts after so many tokens of other text\n")
+    out().print(shown)
+    if plot:
+        note(f"drawn in {plot}")
+
+
+def ltm_recall(
+    tokens: TokensOption = 160_000,
+    n: NOption = 100,
+    drops: Annotated[
+        str, typer.Option("--drops", metavar="A,B", help="random, retrieval, attention, redundancy.")
+    ] = "random",
+    choices: Annotated[
+        str, typer.Option("--choices", metavar="A,B", help="writes, rows, attended, recent, random, oracle.")
+    ] = "writes,rows,attended,recent,random,oracle",
+    losses: Annotated[
+        str, typer.Option("--losses", metavar="A,B", help="trained, or NAME of retriever-NAME.safetensors.")
+    ] = "trained",
+    data: DataOption = None,
+    distractors: DistractorsOption = None,
+    model: o.ModelOption = o.MODEL,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """How many of a fact's rows in long-term memory its question retrieves, by retriever, drop policy and choice."""
+    from remanence.eval import ltm_recall
+
+    lists = [tuple(part.strip() for part in given.split(",") if part.strip()) for given in (drops, choices, losses)]
+    options = ltm_recall.Options(tokens, n, *lists, seed=seed, data=data, distractors=distractors)
+    lm = _load(model)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        result = ltm_recall.run(lm, options, progress, Path(folder))
+    if as_json:
+        print_json(result)
+        return
+    shown = table("retriever", "drop", "choice", ("recall", {"justify": "right"}), ("by lot", {"justify": "right"}))
+    for row in result["table"]:
+        shown.add_row(row["loss"], row["drop"], row["choice"], f"{row['recall']:.3f}", f"{row['chance']:.3f}")
+    say(f"share of the rows of {result['n']} facts that were retrieved after {tokens:,} tokens of other text\n")
+    out().print(shown)
+
+
+def _load(model: str) -> Any:
+    with progress(f"Loading {model_for('mplus', model)}"):
+        from remanence.lm.lm import load
+
+        return load(model_for("mplus", model))

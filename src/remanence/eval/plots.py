@@ -1,0 +1,41 @@
+"""Pictures of figures that people would rather look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import MissingExtra
+
+NAMES = {
+    "mplus": "M+",
+    "mplus_without_ltm": "M+ without long-term memory (MemoryLLM)",
+    "sliding_window": "sliding window of text",
+    "full_context": "all text in the context, while it fits",
+    "memory3": "explicit memory (Memory³)",
+}
+
+
+def draw_retention(result: dict[str, Any], picture: Path) -> None:
+    """Exact match over tokens of other text, and below it what the process held in RAM."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "train", "drawing curves") from error
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for name, figures in result["systems"].items():
+        tokens, share = zip(*figures["curve"], strict=True)
+        above.plot([t / 1000 for t in tokens], share, marker="o", markersize=3, label=NAMES.get(name, name))
+        held = [size / 2**20 for size in figures["resident_bytes"]][: len(tokens) - 1]
+        below.plot([t / 1000 for t in tokens[1 : 1 + len(held)]], held)
+    above.set_ylim(-0.02, 1.02)
+    above.set_ylabel(f"exact match ({result['n']} questions)")
+    above.grid(alpha=0.3)
+    above.legend(loc="center right", fontsize="small")
+    above.set_title(f"{result['model']}: {result['conditions']['facts']} facts, then other text", fontsize="medium")
+    below.set_ylim(bottom=0)
+    below.set_ylabel("RAM (MiB)")
+    below.set_xlabel("thousand tokens of other text since")
+    below.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)

@@ -1,0 +1,99 @@
+"""A latent pool that reads a stream of text and is asked in between, with long-term memory and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from remanence.eval.streams import Kept
+from remanence.latent.longterm import LongTerm
+from remanence.latent.pool import Pool
+from remanence.latent.reading import Choice, PoolPrefix
+from remanence.lm.decode import decode, pad_left
+from remanence.lm.lm import LM
+from remanence.methods.mplus import MPlus
+
+WITHOUT = "mplus_without_ltm"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The clocks between which a fact's rows were born."""
+
+    begin: int
+    end: int
+
+
+class PoolReader:
+    """`folder`: where rows of long-term memory are kept, so that RAM does not grow with them (None: in RAM)."""
+
+    def __init__(self, lm: LM, method: MPlus, seed: int, folder: Path | None, max_tokens: int = 16) -> None:
+        self.lm, self.method, self.max_tokens = lm, method, max_tokens
+        self.pool = method.fresh(lm, seed, folder)
+        self.written: list[Written] = []
+
+    def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+        """Each question asked of a fresh pool that has read its passage alone; nothing of that stays."""
+        pools = []
+        for item in kept:
+            pool = self.method.fresh(self.lm)
+            for chunk in item.chunks:
+                pool = self.method.add(self.lm, pool, self.lm.encode(chunk))
+            pools.append(pool)
+        return self._answers(name, kept, pools, batch_size)
+
+    def write(self, chunks: Sequence[str]) -> None:
+        begin = self.pool.clock
+        for chunk in chunks:
+            self.pool = self.method.add(self.lm, self.pool, self.lm.encode(chunk))
+        self.written.append(Written(begin, self.pool.clock))
+
+    def ask(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+        return self._answers(name, kept, [self.pool], batch_size)
+
+    def _answers(self, name: str, kept: Sequence[Kept], pools: Sequence[Pool], batch_size: int) -> list[str]:
+        """`pools`: one for all questions, or one for each."""
+        pools = [_without(pool) for pool in pools] if name == WITHOUT else pools
+        answers: list[str] = []
+        for start in range(0, len(kept), batch_size):
+            part = slice(start, start + batch_size)
+            prompts = [self.prompt(item.question) for item in kept[part]]
+            answers += self._decoded(prompts, pools if len(pools) == 1 else pools[part])
+        return answers
+
+    def prompt(self, question: str) -> list[int]:
+        """Without BOS: a pool has its own first vector."""
+        return self.lm.render([{"role": "user", "content": question}])[len(self.lm.bos) :]
+
+    def _decoded(self, prompts: list[list[int]], pools: Sequence[Pool]) -> list[str]:
+        prefix = self.method.prefix(self.lm, pools, pad_left(prompts, self.lm.device)[1])
+        stop = ("\n", *self.lm.stop)
+        *_, rows = decode(self.lm, prompts, prefix, max_tokens=self.max_tokens, stop=stop, role="read")
+        return [row.text.strip() for row in rows]
+
+    @torch.no_grad()
+    def look(self, questions: Sequence[str], choice: Choice | None = None) -> PoolPrefix:
+        """What would be read for these questions, without an answer."""
+        prompts = [self.prompt(question) for question in questions]
+        ids_BT, mask_BT = pad_left(prompts, self.lm.device)
+        prefix = self.method.prefix(self.lm, [self.pool], mask_BT, choice)
+        positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        self.lm.forward(ids_BT, prefix, positions_BT, mask_BT, last_only=True, role="read")
+        return prefix
+
+    def born(self, number: int) -> Tensor:
+        """The clocks of the rows of the `number`-th text that was written."""
+        return torch.arange(self.written[number].begin + 1, self.written[number].end + 1)
+
+    def close(self) -> None:
+        self.pool = _without(self.pool)
+
+
+def _without(pool: Pool) -> Pool:
+    """The same pool, with nothing in long-term memory: MemoryLLM."""
+    blocks = replace(pool.long.blocks, blocks=(), counts=())
+    return replace(pool, long=LongTerm.empty(replace(pool.long.keeping, eviction="age"), blocks))

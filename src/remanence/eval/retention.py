@@ -1,0 +1,155 @@
+"""How much of what was written is still answered after so many tokens of other text (M+ §4.4, MemoryLLM §4.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InputError
+from remanence.eval.metrics import best, exact_match, f1
+from remanence.eval.pooled import PoolReader
+from remanence.eval.run import Bar
+from remanence.eval.streams import Kept, facts_to_keep, other_texts
+from remanence.eval.windows import ExplicitReader, TextReader
+from remanence.lm.lm import LM, load
+from remanence.methods import load as load_method
+from remanence.methods.mplus import MPlus
+from remanence.provenance import commit, machine
+
+SYSTEMS = ("mplus", "mplus_without_ltm", "sliding_window", "full_context", "memory3")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tokens` of other text are written after the facts; every `every` of them all questions are asked."""
+
+    tokens: int = 160_000
+    every: int = 10_000
+    n: int = 100
+    systems: tuple[str, ...] = SYSTEMS
+    seed: int = 0
+    batch_size: int = 32
+    max_tokens: int = 16
+    data: Path | None = None
+    distractors: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "every", "n", "batch_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
+        if odd := [name for name in self.systems if name not in SYSTEMS]:
+            raise InputError(f"no system is called {odd[0]!r}", f"use some of {', '.join(SYSTEMS)}")
+
+
+@dataclass
+class Curve:
+    """`points`: (tokens of other text, answers); `seconds` of writing and `resident_bytes` at each of them."""
+
+    points: list[tuple[int, list[str]]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    resident_bytes: list[int] = field(default_factory=list)
+
+
+def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
+    """Every system reads the same facts, then the same text; `folder` takes long-term rows and banks."""
+    method = load_method("mplus", lm)
+    assert isinstance(method, MPlus)
+    limit = method.reference_tokens()
+    kept = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, limit)
+    curves: dict[str, Curve] = {}
+    for names, make in _readers(lm, method, options, folder):
+        curves |= _follow(names, make(), kept, options, lm, limit, bar)
+    return _result(lm, options, kept, curves)
+
+
+def _readers(lm: LM, method: MPlus, options: Options, folder: Path) -> list[tuple[list[str], Callable[[], Any]]]:
+    """What reads the stream, and the systems that it answers for."""
+    base = load(str(lm.settings["adapter"]["base"])) if "adapter" in lm.settings else lm
+    chosen = options.systems
+    found: list[tuple[list[str], Callable[[], Any]]] = []
+    if pooled := [name for name in chosen if name.startswith("mplus")]:
+        found.append((pooled, lambda: PoolReader(lm, method, options.seed, folder / "rows", options.max_tokens)))
+    if texts := [name for name in chosen if name in ("sliding_window", "full_context")]:
+        found.append((texts, lambda: TextReader(base, options.max_tokens)))
+    if "memory3" in chosen:
+        found.append((["memory3"], lambda: ExplicitReader(base, folder / "bank", options.max_tokens)))
+    return found
+
+
+def _follow(
+    names: Sequence[str], reader: Any, kept: Sequence[Kept], options: Options, lm: LM, limit: int, bar: Bar
+) -> dict[str, Curve]:
+    curves = {name: Curve() for name in names}
+    with bar(f"{', '.join(names)}: facts", len(kept)) as advance:
+        for name in names:
+            curves[name].points.append((0, reader.right_after(name, kept, options.batch_size)))
+        for item in kept:
+            reader.write(item.chunks)
+            advance(1)
+    stream, done = other_texts(options.distractors, options.seed, lm.count_tokens, limit), 0
+    with bar(f"{', '.join(names)}: other text", options.tokens) as advance:
+        for goal in [*range(options.every, options.tokens, options.every), options.tokens]:
+            begun, seconds = done, 0.0
+            while done < goal:
+                text, size = next(stream)
+                before = time.monotonic()
+                reader.write([text])
+                seconds += time.monotonic() - before
+                done += size
+                advance(size)
+            for name in names:
+                if (answers := reader.ask(name, kept, options.batch_size)) is not None:
+                    curves[name].points.append((done, answers))
+                curves[name].seconds.append(seconds / (done - begun))
+                curves[name].resident_bytes.append(resident_bytes())
+    reader.close()
+    return curves
+
+
+def resident_bytes() -> int:
+    """What this process holds in RAM now, mapped files included; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
+def _result(lm: LM, options: Options, kept: Sequence[Kept], curves: dict[str, Curve]) -> dict[str, Any]:
+    systems = {name: _figures(curve, kept) for name, curve in curves.items()}
+    ratios = {
+        f"{name}_end_to_start": figures["curve"][-1][1] / figures["curve"][0][1]
+        for name, figures in systems.items()
+        if figures["curve"][0][1] > 0
+    }
+    conditions = {
+        "tokens": options.tokens,
+        "facts": "generated" if options.data is None else options.data.name,
+        "other_text": "generated" if options.distractors is None else options.distractors.name,
+    }
+    return {
+        "task": "retention",
+        "n": len(kept),
+        "seed": options.seed,
+        "commit": commit(),
+        "machine": machine(),
+        "model": lm.name,
+        "conditions": conditions,
+        "systems": systems,
+        "ratios": ratios,
+    }
+
+
+def _figures(curve: Curve, kept: Sequence[Kept]) -> dict[str, Any]:
+    def mean(metric: Callable[[str, str], float], answers: list[str]) -> float:
+        return sum(best(metric, a, item.answers) for a, item in zip(answers, kept, strict=True)) / len(kept)
+
+    return {
+        "curve": [[tokens, mean(exact_match, answers)] for tokens, answers in curve.points],
+        "f1_curve": [[tokens, mean(f1, answers)] for tokens, answers in curve.points],
+        "seconds_per_1000_tokens": [1000 * seconds for seconds in curve.seconds],
+        "resident_bytes": curve.resident_bytes,
+    }

@@ -1,0 +1,95 @@
+"""What an exam of retention is made of: facts to keep, and an endless stream of other text after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from random import Random
+
+from remanence.data.books import paragraphs, read_books
+from remanence.data.facts import distractor_passages, heldout_facts
+from remanence.data.squad import read_squad
+from remanence.errors import InputError
+from remanence.text.chunks import split
+
+GENERATED = 2000
+"""Passages that the generator makes at once."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A passage in chunks, and one question about it."""
+
+    chunks: tuple[str, ...]
+    question: str
+    answers: tuple[str, ...]
+
+
+def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[str], int], limit: int) -> list[Kept]:
+    """`n` facts with words that no training text has; or with `data` (SQuAD format) one question of each context.
+
+    SQuAD's questions are those whose answer has at most `ANSWER_WORDS` words (M+ §4.4 keeps short answers).
+    """
+    if data is None:
+        records = heldout_facts(n, seed)
+        found = [(record["passage"], record["question"], (record["answer"],)) for record in records]
+    else:
+        found = _squad(data, n, seed)
+    return [
+        Kept(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
+        for text, question, answers in found
+    ]
+
+
+ANSWER_WORDS = 3
+
+
+def _squad(data: Path, n: int, seed: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    rng, found = Random(f"retention {seed}"), []
+    for context in read_squad(data):
+        short = [(q, answers) for q, answers in context.questions if len(answers[0].split()) <= ANSWER_WORDS]
+        if short:
+            question, answers = rng.choice(short)
+            found.append((context.text, question, answers))
+    if not found:
+        raise InputError(f"{str(data)!r} has no question with a short answer", "give another SQuAD file")
+    return rng.sample(found, min(n, len(found)))
+
+
+def other_texts(
+    source: Path | None, seed: int, count_tokens: Callable[[str], int], limit: int
+) -> Iterator[tuple[str, int]]:
+    """(chunk, tokens) of text that no question is about, for as long as it is asked for.
+
+    `source`: books (.jsonl, .jsonl.gz with a "text" each, or plain .txt), their paragraphs joined until a chunk is
+    full, again from the start when they end; None: the generator's passages about other subjects, never the same.
+    """
+    texts = _books(source) if source else _generated(seed)
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        for piece in split(text, count_tokens, limit):
+            if held and size + piece.num_tokens + 1 > limit:
+                joined = " ".join(held)
+                yield joined, count_tokens(joined)
+                held, size = [], 0
+            held.append(piece.text)
+            size += piece.num_tokens + 1
+
+
+def _books(source: Path) -> Iterator[str]:
+    if not source.is_file():
+        raise InputError(f"there are no books at {str(source)!r}", "give a .txt, .jsonl or .jsonl.gz file")
+    if source.suffix == ".txt":
+        books = [source.read_text(encoding="utf-8", errors="replace")]
+    else:
+        books = list(read_books(source))
+    if not any(True for book in books for _ in paragraphs(book)):
+        raise InputError(f"{str(source)!r} has no paragraph of 80 characters", "give a file with running text")
+    return chain.from_iterable(paragraphs(book) for _ in count() for book in books)
+
+
+def _generated(seed: int) -> Iterator[str]:
+    return chain.from_iterable(distractor_passages(GENERATED, seed * 1000 + number) for number in count(1))
