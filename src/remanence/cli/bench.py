@@ -62,6 +62,23 @@ def bank(
     show(result, as_json)
 
 
+@app.command("mplus")
+def mplus(
+    shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano or llama-3.1-8b.")] = "nano",
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to write before asking.")] = 16_000,
+    repeats: RepeatsOption = 5,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """A latent pool of random weights: writing, the first token after much text, retrieval, offload."""
+    from remanence.bench.mplus import Options, run
+
+    options = Options(shape, tokens, repeats, seed)
+    with progress("Writing", total=2 * tokens) as advance:
+        result = run(options, advance)
+    show(result, as_json)
+
+
 def show(result: dict[str, Any], as_json: bool) -> None:
     """One column per system for people, the whole object for programs."""
     if as_json:

@@ -120,5 +120,9 @@ def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
 
 for name, task in tasks.known().items():
     app.command(name)(command(task))
-for name, run in (("retention", eval_latent.retention), ("ltm-recall", eval_latent.ltm_recall)):
+for name, run in (
+    ("retention", eval_latent.retention),
+    ("ltm-recall", eval_latent.ltm_recall),
+    ("perplexity", eval_latent.perplexity),
+):
     app.command(name)(run)

@@ -104,6 +104,38 @@ def ltm_recall(
     out().print(shown)
 
 
+def perplexity(
+    n: Annotated[int, typer.Option("--n", metavar="N", help="Texts of up to one chunk each.")] = 200,
+    fill: Annotated[
+        int, typer.Option("--fill", metavar="N", help="Tokens of other text that the full pool has read.")
+    ] = 20_000,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Books: .txt or .jsonl(.gz); else the generator's.")
+    ] = None,
+    model: o.ModelOption = o.MODEL,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Loss on running text with an empty pool and with one full of other text, beside the base model's own."""
+    from remanence.eval import perplexity
+
+    options = perplexity.Options(n, fill, seed, data=data)
+    lm = _load(model)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        result = perplexity.run(lm, options, progress, Path(folder))
+    if as_json:
+        print_json(result)
+        return
+    shown = table("", *((name, {"justify": "right"}) for name in ("loss (nats)", "perplexity", "to the base")))
+    for name, figures in result["systems"].items():
+        ratio = figures["perplexity"] / result["systems"]["base"]["perplexity"]
+        shown.add_row(
+            name.replace("_", " "), f"{figures['loss_nats']:.4f}", f"{figures['perplexity']:.2f}", f"{ratio:.4f}"
+        )
+    say(f"{result['n']} texts, {result['systems']['base']['tokens']:,} tokens\n")
+    out().print(shown)
+
+
 def _load(model: str) -> Any:
     with progress(f"Loading {model_for('mplus', model)}"):
         from remanence.lm.lm import load

@@ -42,6 +42,7 @@ class MPlusConfig:
     memory, of at most `capacity_rows`. `eviction`, `ages`: "reference" is the authors' code, with what it gets wrong.
     `ranked`: what the retriever looks for, single rows (the paper) or whole writes. `short`: a chunk of fewer tokens
     than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
+    `offload`: the pool is in RAM, and a layer's rows go to the accelerator when the computation reaches it (M+ §4.2).
     """
 
     chunk_tokens: int = 512
@@ -60,6 +61,7 @@ class MPlusConfig:
     ranked: Literal["rows", "writes"] = "rows"
     short: Literal["reference", "own"] = "reference"
     precision: Precision = "bfloat16"
+    offload: bool = False
 
     def __post_init__(self) -> None:
         dropping.policy(self.drop)
@@ -136,7 +138,7 @@ class MPlus(Method):
         merge_rows = min(c.merge_writes * c.write_rows, max(c.write_rows, c.capacity_rows // 2))
         keeping = Keeping(c.eviction, c.capacity_rows, merge_rows, c.initial_frequency, c.decay, c.long_slots)
         blocks = Blocks(Place(c.precision, folder), L, C, c.key_width)
-        row_LNC = self.modules(lm).pool_LNC.to(lm.device, lm.dtype)
+        row_LNC = self.modules(lm).pool_LNC.to("cpu" if c.offload else lm.device, lm.dtype)
         born_LN = torch.arange(-c.pool_rows, 0).expand(L, -1) + 1
         return Pool(row_LNC, born_LN, 0, self.modules(lm).first_long(LongTerm.empty(keeping, blocks)), seeded(seed))
 
@@ -184,7 +186,7 @@ class MPlus(Method):
         self._check(lm, ids)
         K = self.config.write_rows
         with torch.no_grad():
-            fresh_LKC = self.encode(lm, pool.row_LNC[None, :, -K:], [ids])[0]
+            fresh_LKC = self.encode(lm, pool.row_LNC[None, :, -K:].to(lm.device), [ids])[0]
             if self.config.short == "own":
                 fresh_LKC = fresh_LKC[:, -len(ids) :]
             return self.take(lm, pool, fresh_LKC)

@@ -34,7 +34,7 @@ class LatentPhase:
 STAGES = (
     LatentPhase(150, chunks=(1, 2)),
     LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
-    LatentPhase(3750, documents=24, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(1750, documents=24, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
 )
 
 
@@ -54,7 +54,7 @@ class LatentRecipe:
             "chunk_tokens": 128,
             "min_chunk_tokens": 8,
             "write_rows": 64,
-            "pool_blocks": 10,
+            "pool_blocks": 2,
             "long_blocks": 5,
             "key_width": 64,
             "ranked": "writes",
@@ -68,12 +68,12 @@ class LatentRecipe:
     text_weight: float = 0.1
     plain_weight: float = 2.0
     read_long_rows: int = 192
-    past_writes: int = 32
+    past_writes: int = 24
     sharpness: float = 30.0
     kept_rows: int = 16_384
     projector_documents: int = 640
     max_questions: int = 32
-    lr: float = 1.5e-3
+    lr: float = 1.2e-3
     projector_lr: float = 3e-4
     warmup_steps: int = 60
     decay_share: float = 0.6

@@ -1,0 +1,213 @@
+"""What a latent pool costs: writing, the first token after much text, retrieval, offload; beside the model alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from remanence.bench.report import Figures, result
+from remanence.errors import ContextTooLong, InputError
+from remanence.latent.pool import Pool
+from remanence.latent.reading import at_random
+from remanence.lm.decode import pad_left
+from remanence.lm.lm import LM
+from remanence.lm.lora import LoraConfig, add_roles
+from remanence.lm.tiny import byte_tokenizer
+from remanence.methods.mplus import MPlus, MPlusConfig
+
+PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model with random weights, and M+ at its scale."""
+
+    model: dict[str, Any]
+    lora: LoraConfig
+    method: MPlusConfig
+
+
+SHAPES = {
+    "nano": Shape(
+        {
+            "vocab_size": 4096,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 4096,
+        },
+        LoraConfig(rank=64, alpha=128, dropout=0.0),
+        MPlusConfig(128, 8, 64, 10, 5, 64, ranked="writes", short="own"),
+    ),
+    "llama-3.1-8b": Shape(
+        {
+            "vocab_size": 128_256,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rope_theta": 500_000.0,
+        },
+        LoraConfig(rank=16, alpha=32, dropout=0.0),
+        MPlusConfig(),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tokens` are written before anything is asked; times are medians of `repeats`."""
+
+    shape: str = "nano"
+    tokens: int = 16_000
+    repeats: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise InputError(f"no shape is called {self.shape!r}", f"use one of {', '.join(SHAPES)}")
+        least = SHAPES[self.shape].method.chunk_tokens
+        if self.tokens < least or self.repeats < 1:
+            raise InputError(
+                f"{self.tokens} tokens and {self.repeats} repeats", f"write at least one chunk of {least}, repeat once"
+            )
+
+
+def run(options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
+    """ "resident": the pool on the model's device; "offload": in RAM, a layer's rows fetched when it is reached."""
+    shape, device = SHAPES[options.shape], "cuda" if torch.cuda.is_available() else "cpu"
+    lm = _model(shape, device, options.seed)
+    results: dict[str, Figures] = {"plain": _plain(lm, shape, options)}
+    for name, offload in (("resident", False), ("offload", True)):
+        method = MPlus(replace(shape.method, offload=offload))
+        method.modules(lm).to(lm.device, lm.dtype)
+        results[name] = _pooled(lm, method, options, advance)
+        del method
+    return result("mplus", results, _ratios(results), shape=options.shape, device=device, tokens=options.tokens)
+
+
+def _model(shape: Shape, device: str, seed: int) -> LM:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            model = LlamaForCausalLM(LlamaConfig(**shape.model, tie_word_embeddings=False)).eval()
+            add_roles(model, shape.lora)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return LM(model.to(dtype), byte_tokenizer(), "random")
+
+
+def _plain(lm: LM, shape: Shape, options: Options) -> Figures:
+    """The model alone: a pass over as many tokens as a chunk has, and the first token of a short prompt."""
+    chunk = _ids(lm, shape.method.chunk_tokens, options.seed)
+    prompt = _ids(lm, PROMPT_TOKENS, options.seed + 1)
+    per_chunk = _median(lm, lambda: lm.forward(torch.tensor([chunk], device=lm.device), last_only=True), options)
+    return {
+        "tokens_per_second": len(chunk) / per_chunk,
+        "first_token_seconds": _median(
+            lm, lambda: lm.forward(torch.tensor([prompt], device=lm.device), last_only=True), options
+        ),
+        "first_token_with_all_text_seconds": _all_text(lm, options),
+        "peak_bytes": _peak(lm),
+    }
+
+
+def _all_text(lm: LM, options: Options) -> float | None:
+    """None where the text does not fit the model's positions."""
+    try:
+        lm.check_length(options.tokens)
+    except ContextTooLong:
+        return None
+    ids_BT = torch.tensor([_ids(lm, options.tokens, options.seed)], device=lm.device)
+    return _median(lm, lambda: lm.forward(ids_BT, last_only=True), replace(options, repeats=1))
+
+
+def _pooled(lm: LM, method: MPlus, options: Options, advance: Callable[[int], None]) -> Figures:
+    _reset_peak(lm)
+    pool, chunk, seconds, done = method.fresh(lm, options.seed), method.config.chunk_tokens, [], 0
+    while done < options.tokens:
+        size = min(chunk, options.tokens - done)
+        begun = time.perf_counter()
+        pool = method.add(lm, pool, _ids(lm, size, options.seed + done))
+        _wait(lm)
+        seconds.append((time.perf_counter() - begun) / size)
+        done += size
+        advance(size)
+    first = _median(lm, lambda: _ask(lm, method, pool, True), options)
+    without = _median(lm, lambda: _ask(lm, method, pool, False), options)
+    return {
+        "tokens_per_second": 1 / statistics.median(seconds),
+        "first_token_seconds": first,
+        "first_token_unscored_seconds": without,
+        "retrieval_share": max(0.0, 1 - without / first),
+        "peak_bytes": _peak(lm),
+        "pool_bytes": pool.num_bytes,
+    }
+
+
+def _ask(lm: LM, method: MPlus, pool: Pool, scored: bool) -> None:
+    """The first token of a prompt; `scored` False: rows by lot, so that what it costs to rank them is not in it."""
+    ids_BT, mask_BT = pad_left([_ids(lm, PROMPT_TOKENS, 1)], lm.device)
+    prefix = method.prefix(lm, [pool], mask_BT, None if scored else at_random(0))
+    lm.forward(ids_BT, prefix, last_only=True, role="read")
+
+
+def _median(lm: LM, what: Callable[[], object], options: Options) -> float:
+    """Seconds, after one round that is not counted."""
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(options.repeats + 1):
+            begun = time.perf_counter()
+            what()
+            _wait(lm)
+            seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:])
+
+
+def _ids(lm: LM, count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(lm.dims.vocab_size, (count,), generator=generator).tolist()
+
+
+def _wait(lm: LM) -> None:
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(lm: LM) -> None:
+    if lm.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak(lm: LM) -> int | None:
+    return torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else None
+
+
+def _ratios(results: dict[str, Figures]) -> dict[str, float]:
+    def of(one: str, other: str, figure: str) -> float:
+        return float(results[one][figure] or 0) / float(results[other][figure] or 1)
+
+    found = {
+        "writing_to_plain_pass": of("plain", "resident", "tokens_per_second"),
+        "first_token_to_plain": of("resident", "plain", "first_token_seconds"),
+        "offload_first_token": of("offload", "resident", "first_token_seconds"),
+        "offload_writing": of("resident", "offload", "tokens_per_second"),
+        "retrieval_share": float(results["resident"]["retrieval_share"] or 0),
+    }
+    if results["plain"]["first_token_with_all_text_seconds"]:
+        found["first_token_to_all_text"] = float(results["resident"]["first_token_seconds"] or 0) / float(
+            results["plain"]["first_token_with_all_text_seconds"] or 1
+        )
+    return found

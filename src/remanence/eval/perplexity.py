@@ -1,0 +1,116 @@
+"""What a latent pool about something else does to running text: the loss with it beside the base model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from remanence.errors import InputError
+from remanence.eval.run import Bar
+from remanence.eval.streams import other_texts
+from remanence.latent.pool import Pool
+from remanence.lm.decode import pad_left
+from remanence.lm.lm import LM
+from remanence.methods import load as load_method
+from remanence.methods.mplus import MPlus
+from remanence.provenance import commit, machine
+
+
+@dataclass(frozen=True)
+class Options:
+    """`n` texts of up to one chunk each; before them `fill_tokens` of other text go into the full pool."""
+
+    n: int = 200
+    fill_tokens: int = 20_000
+    seed: int = 0
+    batch_size: int = 16
+    data: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n", "fill_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
+
+
+def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
+    """Mean loss in nats per token (M+ Table 5 prints these) and perplexity, of all tokens but each text's first.
+
+    The first is left out: with a pool no token stands in front of it.
+    """
+    method = load_method("mplus", lm)
+    assert isinstance(method, MPlus)
+    stream = other_texts(options.data, options.seed, lm.count_tokens, method.reference_tokens())
+    full = _filled(lm, method, method.fresh(lm, options.seed, folder), stream, options.fill_tokens, bar)
+    texts = [lm.encode(text) for text, _ in islice(stream, options.n)]
+    systems = {}
+    for name, pool in (("base", None), ("empty_pool", method.fresh(lm)), ("full_pool", full)):
+        with bar(name, len(texts)) as advance:
+            losses: list[float] = []
+            for start in range(0, len(texts), options.batch_size):
+                batch = texts[start : start + options.batch_size]
+                losses += _losses(lm, method, pool, batch)
+                advance(len(batch))
+        loss = sum(losses) / len(losses)
+        systems[name] = {"loss_nats": loss, "perplexity": exp(loss), "tokens": len(losses)}
+    base = systems["base"]
+    return {
+        "task": "perplexity",
+        "n": len(texts),
+        "seed": options.seed,
+        "commit": commit(),
+        "machine": machine(),
+        "model": lm.name,
+        "conditions": {
+            "text": "generated" if options.data is None else options.data.name,
+            "fill_tokens": options.fill_tokens,
+        },
+        "systems": systems,
+        "ratios": {
+            f"{name}_{figure}": systems[name][figure] / base[figure]
+            for name in ("empty_pool", "full_pool")
+            for figure in ("loss_nats", "perplexity")
+        },
+    }
+
+
+def _filled(lm: LM, method: MPlus, pool: Pool, stream: Iterator[tuple[str, int]], num_tokens: int, bar: Bar) -> Pool:
+    done = 0
+    with bar("Filling the pool", num_tokens) as advance:
+        while done < num_tokens:
+            text, size = next(stream)
+            pool = method.add(lm, pool, lm.encode(text))
+            done += size
+            advance(size)
+    return pool
+
+
+@torch.inference_mode()
+def _losses(lm: LM, method: MPlus, pool: Pool | None, texts: Sequence[list[int]]) -> list[float]:
+    """Of every token but the first of each text, in nats; `pool` None: the base model, with its BOS."""
+    lead = [] if pool is not None else lm.bos
+    ids_BT, mask_BT = pad_left([[*lead, *text] for text in texts], lm.device)
+    if pool is None:
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        logits_BTV = lm.forward(ids_BT, None, positions_BT, mask_BT)
+    else:
+        prefix = method.prefix(lm, [pool], mask_BT)
+        positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        logits_BTV = lm.forward(ids_BT, prefix, positions_BT, mask_BT, role=method.role)
+    found: list[float] = []
+    for row_TV, ids_T, text in zip(logits_BTV, ids_BT, texts, strict=True):
+        found += _row(row_TV, ids_T, len(text) - 1)
+    return found
+
+
+def _row(logits_TV: Tensor, ids_T: Tensor, count: int) -> list[float]:
+    if count < 1:
+        return []
+    return functional.cross_entropy(logits_TV[-count - 1 : -1].float(), ids_T[-count:], reduction="none").tolist()
