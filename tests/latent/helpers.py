@@ -43,3 +43,11 @@ def small(lm: LM, **changes: Any) -> MPlus:
             torch.nn.init.normal_(parameter, std=0.12)  # sigmoids must not saturate: equal scores have no order
         method.modules(lm).pool_LNC.normal_()
     return method
+
+
+def small_trained() -> LM:
+    """A model that carries its latent memory, as a folder that was trained does."""
+    lm = small_lm()
+    lm.latent = {name: tensor.clone() for name, tensor in small(lm).modules(lm).state_dict().items()}
+    lm.settings = {"mplus": dict(SMALL)}
+    return lm

@@ -13,9 +13,11 @@ import typer
 from remanence.cli import options as o
 from remanence.cli.terminal import print_json
 
+LATENT = "nano-mplus"
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text.")] = "nano",
+    recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus.")] = "nano",
     stage: Annotated[
         str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, or all of the recipe's.")
     ] = "all",
@@ -49,11 +51,18 @@ def train(
     from remanence.train.recipes import RECIPES
     from remanence.train.start import STAGES, run_stage, start_run
 
-    if recipe not in RECIPES:
-        raise InputError(f"no recipe is called {recipe!r}", f"use one of {', '.join(RECIPES)}")
+    names = (*RECIPES, LATENT)
+    if recipe not in names:
+        raise InputError(f"no recipe is called {recipe!r}", f"use one of {', '.join(names)}")
     if stage not in (*STAGES, "all"):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
+    if recipe == LATENT:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            _train_latent(data, out, steps, resume, only_export=stage == "export")
+        if as_json:
+            print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
+        return
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         chosen = RECIPES[recipe]()
         stages = chosen.stages if stage == "all" else (stage,)
@@ -62,6 +71,21 @@ def train(
             run_stage(run, one, steps, resume and (out / one).exists())
     if as_json:
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
+
+
+def _train_latent(data: Path | None, out: Path, steps: int | None, resume: bool, *, only_export: bool) -> None:
+    """The adapter of M+: one stage after the other, then what `--model FOLDER/nano-mplus` loads."""
+    from remanence.train import latent, latent_export, latent_run, latent_start
+    from remanence.train.recipes.nano_mplus import LatentRecipe
+
+    recipe = LatentRecipe()
+    run = latent_start.start_latent_run(recipe, recipe.base, data, out)
+    if (resume or only_export) and (out / "latent").exists():
+        latent_run.resume(run)
+    if not only_export:
+        latent.train(run, recipe.num_steps, stop=steps)
+    num_bytes = latent_export.export_latent(run, out / LATENT, recipe.base)
+    run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 
 
 def _figures(log: Path) -> dict[str, dict[str, Any]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from mmap import mmap
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +19,13 @@ from remanence.errors import InputError
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 BLOCK_ROWS = 4096
+MADV_DONTNEED = 4
+"""Of Linux, where it drops no data of a shared mapping; elsewhere the system keeps pages until it needs the room."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows are kept and how: `folder` (None: in RAM) holds rows, not their keys, as memory-mapped files.
+    """Where rows and keys are kept and how: in memory-mapped files in `folder`, or in RAM (None).
 
     int8 has one scale a row, its largest value over 127. `device` is for what is in RAM.
     """
@@ -44,15 +48,23 @@ class Coded:
 
     code_LRC: Tensor
     scale_LR: Tensor | None
+    file: mmap | None = None
 
     @staticmethod
     def room(num_layers: int, num_rows: int, width: int, place: Place) -> Coded:
         shape, dtype = (num_layers, num_rows, width), PRECISIONS[place.precision]
-        code = _mapped(shape, dtype, place.folder) if place.folder else torch.empty(shape, dtype=dtype)
         scale = torch.empty(shape[:2]) if place.precision == "int8" else None
-        if place.folder is None:
-            code, scale = code.to(place.device), scale if scale is None else scale.to(place.device)
-        return Coded(code, scale)
+        if place.folder is not None:
+            file = _mapped(math.prod(shape) * dtype.itemsize, place.folder)
+            return Coded(torch.frombuffer(file, dtype=dtype).view(shape), scale, file)
+        return Coded(
+            torch.empty(shape, dtype=dtype, device=place.device), scale if scale is None else scale.to(place.device)
+        )
+
+    def release(self) -> None:
+        """Pages of the file that this process has touched leave its RAM; what is in them stays in the file."""
+        if self.file is not None and sys.platform == "linux":
+            self.file.madvise(MADV_DONTNEED)
 
     def put(self, at: int, row_LNC: Tensor) -> None:
         end = at + row_LNC.shape[1]
@@ -68,13 +80,15 @@ class Coded:
         return code_NC if self.scale_LR is None else code_NC.float() * self.scale_LR[layer, index_N, None]
 
 
-def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    """A tensor in a file of its own that is gone when the tensor is: nothing is left on disk."""
+def _mapped(num_bytes: int, folder: Path) -> mmap:
+    """Room in a file of its own that is gone when nothing holds the room: nothing is left on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"rows-{secrets.token_hex(8)}.bin"  # nobody else's, whoever else keeps rows here
-    tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+    with file.open("w+b") as opened:
+        opened.truncate(num_bytes)
+        room = mmap(opened.fileno(), num_bytes)
     file.unlink()
-    return tensor
+    return room
 
 
 @dataclass
@@ -127,6 +141,9 @@ class Blocks:
             last.born_LR[:, last.filled : last.filled + take] = born_LN[:, part].to(last.born_LR)
             last.filled += take
             counts[-1], at = last.filled, at + take
+            if last.filled == last.room:
+                last.row.release()
+                last.key.release()
         return self._with(blocks, counts)
 
     def without_first(self, num_blocks: int) -> Blocks:
@@ -144,6 +161,7 @@ class Blocks:
         """key_NE of one layer, a block at a time."""
         for block, count in self._pairs():
             yield block.key.get(layer, slice(0, count))
+            block.key.release()
 
     def rows(self, layer: int, index_N: Tensor) -> Tensor:
         """row_NC of one layer at places counted over all blocks."""
@@ -153,6 +171,7 @@ class Blocks:
             here_N = ((index_N >= start) & (index_N < start + count)).nonzero().squeeze(1)
             if len(here_N):
                 found_NC = block.row.get(layer, index_N[here_N] - start)
+                block.row.release()
                 if out_NC is None:
                     out_NC = found_NC.new_empty(len(index_N), found_NC.shape[-1])
                 out_NC[here_N] = found_NC
@@ -193,7 +212,7 @@ class Blocks:
 
     def _fresh(self) -> Block:
         row = Coded.room(self.num_layers, self.block_rows, self.width, self.place)
-        key = Coded.room(self.num_layers, self.block_rows, self.key_width, replace(self.place, folder=None))
+        key = Coded.room(self.num_layers, self.block_rows, self.key_width, self.place)
         return Block(row, key, torch.zeros(self.num_layers, self.block_rows, dtype=torch.long))
 
     def _copy(self, block: Block, count: int) -> Block:

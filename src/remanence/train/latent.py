@@ -27,10 +27,11 @@ def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPha
     return len(stages) - 1, stages[-1]
 
 
-def train(run: LatentRun, num_steps: int) -> None:
+def train(run: LatentRun, num_steps: int, stop: int | None = None) -> None:
+    """Up to `num_steps`, which the learning rate falls towards; `stop`: no further than this step for now."""
     run.lm.model.train()
     saved = time.monotonic()
-    while run.step < num_steps:
+    while run.step < min(num_steps, stop or num_steps):
         begun = time.monotonic()
         stage, phase = phase_of(run.recipe.stages, run.step)
         loss = step_loss(run, phase, Random(f"{run.recipe.seed} latent {run.step}"))

@@ -44,7 +44,8 @@ class LatentRecipe:
 
     `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: so many of the
     long-term slots are filled in training. `past_writes` of earlier steps stand beside a step's own as negatives;
-    the contrastive loss multiplies scores by `sharpness`.
+    the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it trains,
+    `capacity_rows` in the model that comes out: 64 rows hold 128 tokens, so 600,000 hold more than a million.
     """
 
     seed: int = 0
@@ -71,6 +72,9 @@ class LatentRecipe:
     past_writes: int = 24
     sharpness: float = 30.0
     kept_rows: int = 16_384
+    capacity_rows: int = 640_000
+    num_steps: int = 2000
+    base: str = "nano"
     projector_documents: int = 640
     max_questions: int = 32
     lr: float = 1.2e-3
