@@ -20,6 +20,7 @@ from remanence.train.latent_start import start_latent_run
 from remanence.train.latent_tasks import is_text, step_loss, write
 from remanence.train.projector_start import Pairs, word_maps
 from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
+from remanence.train.retriever import train_retriever
 from remanence.train.row import Row
 
 METHOD = {
@@ -162,3 +163,17 @@ def test_no_score_is_saturated_at_the_start(run):
         score_BLN = run.method.writer_scores(run.lm, row_DLRC)
     mean_L = score_BLN.mean((0, 2))
     assert 0.01 < float(mean_L.min()) < float(mean_L.max()) < 0.8
+
+
+@pytest.mark.parametrize("loss", ["start", "balanced", "contrastive"])
+def test_other_retrievers_are_written_for_a_trained_model(run, tmp_path: Path, loss):
+    train(run, 2)
+    export_latent(run, tmp_path / "adapter", "tiny")
+    lm = rm.load(tmp_path / "adapter")
+    train_retriever(run, loss, 3, tmp_path / "adapter" / f"retriever-{loss}.safetensors")
+    modules = MPlus(MPlusConfig(**lm.settings["mplus"])).modules(lm)
+    before = modules.key[0][0].weight.clone()
+    modules.load_retriever(tmp_path / "adapter" / f"retriever-{loss}.safetensors")
+    assert not torch.equal(before, modules.key[0][0].weight)
+    with pytest.raises(rm.InputError, match="no retriever can be read"):
+        modules.load_retriever(tmp_path / "none.safetensors")

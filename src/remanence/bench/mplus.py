@@ -102,7 +102,7 @@ def _model(shape: Shape, device: str, seed: int) -> LM:
         torch.manual_seed(seed)
         torch.set_default_dtype(dtype)
         try:
-            model = LlamaForCausalLM(LlamaConfig(**shape.model, tie_word_embeddings=False)).eval()
+            model: Any = LlamaForCausalLM(LlamaConfig(**shape.model, tie_word_embeddings=False)).eval()
             add_roles(model, shape.lora)
         finally:
             torch.set_default_dtype(torch.float32)

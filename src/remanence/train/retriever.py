@@ -1,0 +1,77 @@
+"""Other retrievers for a model that is trained already: projectors alone, by one loss or the other, for comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from remanence.latent.retriever import balanced_loss, contrastive_loss, scores, write_scores
+from remanence.lm import seam
+from remanence.lm.rows import norm_of
+from remanence.train.documents import LatentDocument, draw_document, gather
+from remanence.train.latent_run import LatentRun
+from remanence.train.latent_tasks import is_text, write
+from remanence.train.projector_start import match_words
+from remanence.train.recipes.nano_mplus import LatentPhase
+
+Loss = Literal["start", "balanced", "contrastive"]
+DOCUMENTS = 32
+
+
+def train_retriever(run: LatentRun, loss: Loss, num_steps: int, file: Path) -> None:
+    """Writes projectors for queries and keys to `file`; the model and its adapters stay as they are.
+
+    "start": the closed form and no step. "balanced": the paper's loss over the scores of single rows. "contrastive":
+    InfoNCE over whole writes, as nano-mplus is trained.
+    """
+    match_words(run, run.recipe.projector_documents)
+    modules = run.method.modules(run.lm)
+    trained = [*modules.query.parameters(), *modules.key.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=run.recipe.projector_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(0 if loss == "start" else num_steps):
+        value = _step_loss(run, loss, Random(f"{run.recipe.seed} retriever {step}"))
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 25 == 24:
+            run.log({"step": step + 1, "stage": f"retriever {loss}", "loss": round(value.item(), 4)})
+    found = {
+        n: t.detach().bfloat16().contiguous() for n, t in modules.state_dict().items() if n[:4] in ("quer", "key.")
+    }
+    save_file(found, file, metadata={"format": "pt"})
+
+
+def _step_loss(run: LatentRun, loss: Loss, rng: Random) -> Tensor:
+    phase = LatentPhase(1, full=0.0, repeat=0.0, books=0.0, squad=0.15)
+    documents: list[LatentDocument] = []
+    while len(documents) < DOCUMENTS:
+        document = draw_document(rng, phase, run.recipe, run.corpora, run.encoder, 1)
+        if document.sentences and document.sentences[0].place is not None:
+            documents.append(document)
+    sentences = gather(rng, documents, DOCUMENTS, run.encoder.pad)
+    config, L = run.method.config, run.lm.dims.num_layers
+    ids_BT, watch = sentences.batch.ids_BT, seam.Watch(frozenset(range(L)))
+    positions_BT = 1 + config.long_slots + config.pool_rows + torch.arange(ids_BT.shape[1])[None]
+    with torch.no_grad(), torch.autocast(run.lm.device.type, torch.bfloat16):
+        row_DLRC = write(run, documents)
+        run.lm.model.model(ids_BT, position_ids=positions_BT, use_cache=False, role="read", watch=watch)
+    seen_DR, modules = is_text(documents, config.write_rows), run.method.modules(run.lm)
+    own_QD = sentences.of_Q[:, None] == torch.arange(len(documents))
+    losses = []
+    for layer in range(L):
+        normed_DRC = norm_of(run.lm.model, layer)(row_DLRC[:, layer]).float()
+        query_QTE, key_DRE = modules.query[layer](watch.hidden[layer].float()), modules.key[layer](normed_DRC)
+        if loss == "balanced":
+            score_QM = scores(query_QTE, key_DRE.flatten(0, 1), sentences.asked_QT)
+            own_QM = own_QD.repeat_interleave(config.write_rows, 1)
+            seen_M = seen_DR.flatten()
+            losses.append(balanced_loss(score_QM[:, seen_M], own_QM[:, seen_M]))
+        else:
+            score_QD = write_scores(query_QTE, key_DRE, seen_DR, sentences.asked_QT)
+            losses.append(contrastive_loss(score_QD, own_QD, 1 / run.recipe.sharpness))
+    return torch.stack(losses).mean()
