@@ -38,7 +38,7 @@ RECIPE = LatentRecipe(
     lora=LoraConfig(rank=4, alpha=8, dropout=0.0),
     method=METHOD,
     stages=(PHASE,),
-    read_long_rows=12,
+    read_long_rows=(12,),
     past_writes=4,
     kept_rows=200,
     max_questions=4,

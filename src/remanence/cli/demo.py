@@ -67,7 +67,7 @@ def demo(
     if as_json:
         print_json(result)
     else:
-        _show(result, model, bank)
+        _show(result, session.lm.name, bank)
 
 
 def run(session: Session, folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:

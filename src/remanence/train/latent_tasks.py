@@ -72,12 +72,11 @@ def _read(
 ) -> Tensor:
     config, recipe = run.method.config, run.recipe
     seen_DR = is_text(documents, config.write_rows)
-    writes = _with_past(run, rng, row_DLRC, seen_DR)
+    writes, place_W = _with_past(run, rng, row_DLRC, seen_DR)
     chunks = row_DLRC.shape[2] // config.write_rows
     wanted_QG = torch.zeros(len(sentences.of_Q), writes.seen_LGK.shape[1], dtype=torch.bool)
     asks_Q = sentences.place_Q >= 0
-    at_Q = (len(wanted_QG[0]) - len(documents) * chunks) + sentences.of_Q * chunks + sentences.place_Q
-    wanted_QG[asks_Q, at_Q[asks_Q]] = True
+    wanted_QG[asks_Q, place_W[sentences.of_Q * chunks + sentences.place_Q][asks_Q]] = True
     pool_LNC, forced_QG = run.pool.row_LNC, None
     if where == "pool":
         kept = sorted(rng.sample(range(config.pool_rows), config.pool_rows - row_DLRC.shape[2]))
@@ -93,7 +92,7 @@ def _read(
         sentences.of_Q,
         sentences.asked_QT,
         writes,
-        recipe.read_long_rows if where == "long" else 0,
+        rng.choice(recipe.read_long_rows) if where == "long" else 0,
         forced_QG,
         recipe.detached,
     )
@@ -103,8 +102,11 @@ def _read(
     return losses.total + recipe.retriever_weight * reader + 0.1 * _writer_loss(run, row_DLRC)
 
 
-def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> Writes:
-    """The step's own writes behind writes of earlier steps: what a question must tell them from."""
+def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> tuple[Writes, Tensor]:
+    """The step's own writes among those of earlier steps, in any order: a fact may be older than all else.
+
+    `place_W`: where the step's own are.
+    """
     K = run.method.config.write_rows
     own = Writes(
         row_DLRC.transpose(0, 1).unflatten(2, (-1, K)).flatten(1, 2), seen_DR.unflatten(1, (-1, K)).flatten(0, 1)
@@ -115,7 +117,9 @@ def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -
     rows = torch.cat([*(row for row, _ in past), own.row_LGKC.float()], dim=1) if past else own.row_LGKC
     fresh = zip(own.row_LGKC.detach().float().split(1, 1), own.seen_LGK.split(1), strict=True)
     run.past = [*run.past, *fresh][-4 * run.recipe.past_writes :]
-    return Writes(rows, seen_GK.expand(L, -1, -1))
+    order_G = torch.tensor(rng.sample(range(len(seen_GK)), len(seen_GK)))
+    place_W = order_G.argsort()[len(seen_GK) - own.seen_LGK.shape[0] :]
+    return Writes(rows[:, order_G], seen_GK[order_G].expand(L, -1, -1)), place_W
 
 
 def read_sentences(run: LatentRun, prefix: LivePrefix, sentences: Sentences) -> tuple[Losses, float, float]:
@@ -188,7 +192,7 @@ def _plain(run: LatentRun, rng: Random) -> Tensor:
         past = rng.sample(run.past, min(len(run.past), recipe.past_writes))
         seen_LGK = torch.cat([seen for _, seen in past]).expand(run.lm.dims.num_layers, -1, -1)
         prefix.writes = Writes(torch.cat([row for row, _ in past], dim=1), seen_LGK)
-        prefix.num_long = recipe.read_long_rows
+        prefix.num_long = rng.choice(recipe.read_long_rows)
     ids_BT, real_BT = sentences.batch.ids_BT, sentences.batch.kind_BT > 0
     lead_BT = torch.tensor(run.lm.bos, dtype=torch.long).expand(len(ids_BT), -1)
     positions_BT = prefix.offset_tokens + torch.arange(ids_BT.shape[1])[None]
@@ -199,6 +203,10 @@ def _plain(run: LatentRun, rng: Random) -> Tensor:
     base_NV, read_NV = (logits_BTV[real_BT].float().log_softmax(-1) for logits_BTV in (base_BTV, read_BTV))
     loss = functional.kl_div(read_NV, base_NV, log_target=True, reduction="batchmean")
     run.count(plain_nats=loss.item())
+    if prefix.score:  # nothing in memory is about it: no write should score high
+        best_LQ = torch.stack([score_QG.amax(1) for score_QG in prefix.score.values()])
+        run.count(plain_best=best_LQ.mean().item())
+        loss = loss - recipe.quiet_weight * (1 - best_LQ + 1e-3).log().mean()
     return recipe.plain_weight * loss
 
 
@@ -228,7 +236,7 @@ def _revisit(run: LatentRun, rng: Random) -> Tensor:
         sentences.of_Q,
         sentences.asked_QT,
         writes,
-        run.recipe.read_long_rows,
+        rng.choice(run.recipe.read_long_rows),
     )
     losses, _, whole = read_sentences(run, prefix, sentences)
     run.count(revisit_answer=losses.answer.item(), revisit_exact=whole)

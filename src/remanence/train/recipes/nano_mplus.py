@@ -34,7 +34,7 @@ class LatentPhase:
 STAGES = (
     LatentPhase(150, chunks=(1, 2)),
     LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
-    LatentPhase(1750, documents=24, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(1250, documents=24, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
 )
 
 
@@ -42,10 +42,10 @@ STAGES = (
 class LatentRecipe:
     """`method`: fields of `MPlusConfig`. `retriever`: the paper's loss, the contrastive one, or both.
 
-    `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: so many of the
-    long-term slots are filled in training. `past_writes` of earlier steps stand beside a step's own as negatives;
-    the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it trains,
-    `capacity_rows` in the model that comes out: 64 rows hold 128 tokens, so 600,000 hold more than a million.
+    `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: one of these
+    numbers of long-term slots is filled in a step. `past_writes` of earlier steps stand beside a step's own as
+    negatives; the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it
+    trains, `capacity_rows` in the model that comes out: 64 rows hold 128 tokens, so 600,000 hold more than a million.
     """
 
     seed: int = 0
@@ -68,12 +68,13 @@ class LatentRecipe:
     retriever_weight: float = 1.0
     text_weight: float = 0.1
     plain_weight: float = 2.0
-    read_long_rows: int = 192
+    quiet_weight: float = 0.5
+    read_long_rows: tuple[int, ...] = (192, 320)
     past_writes: int = 24
     sharpness: float = 30.0
     kept_rows: int = 16_384
     capacity_rows: int = 640_000
-    num_steps: int = 2000
+    num_steps: int = 1500
     base: str = "nano"
     projector_documents: int = 640
     max_questions: int = 32
