@@ -43,7 +43,7 @@ def run_line(line: str) -> None:
 @pytest.mark.parametrize("readme", READMES)
 def test_shell_blocks(readme):
     found = blocks(readme, "bash")
-    assert len(found) == 3
+    assert len(found) == 4
     for line in "".join(found).splitlines():
         run_line(line)
 

@@ -294,23 +294,33 @@ class Session:
         """`generate` for several prompts of any lengths at once; every row recalls its own memories."""
         if not prompts:
             return []
-        generation = self._generation(prompts, options)
-        for _ in generation.steps():
-            pass
-        return generation.replies()
+        replies: dict[int, Reply] = {}
+        for rows, generation in self._generations(prompts, options):
+            for _ in generation.steps():
+                pass
+            replies |= zip(rows, generation.replies(), strict=True)
+        return [replies[row] for row in range(len(prompts))]
 
     def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
         """`generate`, a piece at a time: iterate for text; `.reply` is there when the iteration ends."""
-        return Stream(self._generation([prompt], options))
+        ((_, generation),) = self._generations([prompt], options)
+        return Stream(generation)
 
-    def _generation(self, prompts: Sequence[str | Sequence[Message]], options: Mapping[str, Any]) -> Generation:
+    def _generations(
+        self, prompts: Sequence[str | Sequence[Message]], options: Mapping[str, Any]
+    ) -> list[tuple[list[int], Generation]]:
+        """Rows that read memory, and rows that it is not about, each with their numbers."""
         seed = self.seed if options.get("seed") is None else options["seed"]
-        chosen = Options(**{**options, "seed": seed})
+        chosen, asked = Options(**{**options, "seed": seed}), [self._prompt(prompt) for prompt in prompts]
         pool = self._pool.now if self._pool else None
-        recall = (
-            BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool) if chosen.recall else None
-        )
-        return Generation(self.lm, self.method, recall, [self._prompt(prompt) for prompt in prompts], chosen)
+        recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
+        reads = self.method.is_about(self.lm, recall, asked) if chosen.recall else [False] * len(asked)
+        found = []
+        for flag in (True, False):
+            if rows := [row for row, read in enumerate(reads) if read is flag]:
+                part = [asked[row] for row in rows]
+                found.append((rows, Generation(self.lm, self.method, recall if flag else None, part, chosen)))
+        return found
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

@@ -19,6 +19,7 @@ from remanence.eval.streams import facts_to_keep, other_texts
 from remanence.latent.reading import by_write, trained
 from remanence.latent.retriever import write_scores
 from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.session import Session
 from tests.latent.helpers import SMALL, small, small_lm, small_trained
 
 BOOK = "It was a bright cold morning, and nobody in the whole street had thought of closing the door of the mill. " * 3
@@ -99,8 +100,6 @@ def test_retention_asks_every_system_at_every_mark(lm, books, tmp_path: Path):
 
 
 def test_a_question_is_answered_as_a_session_answers_it(lm, tmp_path: Path):
-    from remanence.session import Session
-
     method = small(lm)
     kept = facts_to_keep(None, 3, 0, lm.count_tokens, 24)
     reader = PoolReader(lm, method, 0, tmp_path / "rows", max_tokens=6)
@@ -133,11 +132,7 @@ def test_perplexity_of_the_base_is_its_own_loss(lm, books, tmp_path: Path):
     assert {"base", "empty_pool", "full_pool"} == set(result["systems"])
     assert len({figures["tokens"] for figures in result["systems"].values()}) == 1
     assert result["ratios"]["full_pool_loss_nats"] != result["ratios"]["empty_pool_loss_nats"]
-    stream = other_texts(books, 0, lm.count_tokens, 24)
-    done = 0
-    while done < 60:
-        done += next(stream)[1]
-    ids = [lm.encode(text) for text, _ in islice(stream, 5)]
+    ids = [lm.encode(text) for text, _ in islice(other_texts(books, 0, lm.count_tokens, 24), 5)]
     losses = []
     for text in ids:
         with torch.no_grad():
@@ -185,6 +180,55 @@ def test_whole_writes_are_ranked_by_the_best_row_for_each_token():
         torch.testing.assert_close(write_scores(query_TE[None], key_GKE, seen_GK)[0, 0], slow, rtol=0, atol=1e-6)
         order = score_M[mine].argsort()
         assert torch.equal(order, rows_M[mine].argsort()), "of one write the better rows come first"
+
+
+def test_what_the_pool_is_not_about_is_left_to_the_base(lm, books, tmp_path: Path):
+    method = small(lm, ranked="writes")
+    kept = facts_to_keep(None, 4, 0, lm.count_tokens, 24)
+    reader = PoolReader(lm, method, 0, None, max_tokens=4)
+    for item in kept:
+        reader.write(item.chunks)
+    prompts = [reader.prompt(item.question) for item in kept]
+    together = method.relevance(lm, reader.pool, prompts)
+    alone = [method.relevance(lm, reader.pool, [prompt])[0] for prompt in prompts]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert all(0 < score < 1 for score in alone)
+    assert method.relevance(lm, method.fresh(lm), prompts[:1]) == [0.0], "a fresh pool is about nothing"
+    edge = sorted(alone)[2]
+    picky = MPlus(replace(method.config, least_relevance=edge), method.modules(lm))
+    assert picky.knows(lm, reader.pool, prompts) == [score >= edge for score in together]
+    reader.method = MPlus(replace(method.config, least_relevance=1.0), method.modules(lm))
+    plain = reader.ask("mplus", kept, 4)
+    with Session(lm, None, "retrieved_text") as session:
+        assert plain == [session.generate(item.question, max_tokens=4, stop=["\n"]).text for item in kept]
+    with Session(lm, None, reader.method) as session:
+        session.write(kept[0].chunks[0])
+        reply = session.generate(kept[0].question, max_tokens=4, stop=["\n"])
+        assert (reply.text, list(reply.recalled)) == (plain[0], [])
+        half = MPlus(
+            replace(method.config, least_relevance=session_edge(method, lm, session, kept)), method.modules(lm)
+        )
+        session.method = half
+        mixed = session.generate_batch([item.question for item in kept], max_tokens=4, stop=["\n"])
+        assert any(reply.recalled for reply in mixed)
+        assert any(not reply.recalled for reply in mixed)
+        for item, reply in zip(kept, mixed, strict=True):
+            assert reply.text == session.generate(item.question, max_tokens=4, stop=["\n"]).text
+    result = perplexity.run(lm_with(lm, least_relevance=1.0), perplexity.Options(3, 60, data=books), no_bar, tmp_path)
+    assert result["ratios"]["full_pool_loss_nats"] == pytest.approx(1.0, abs=1e-6)
+
+
+def session_edge(method: MPlus, lm, session: Session, kept) -> float:
+    """A threshold that half of the questions pass."""
+    assert session._pool is not None
+    prompts = [lm.render([{"role": "user", "content": item.question}])[len(lm.bos) :] for item in kept]
+    return sorted(method.relevance(lm, session._pool.now().pool, prompts))[2]
+
+
+def lm_with(lm, **changes):
+    other = small_trained()
+    other.settings = {"mplus": {**lm.settings["mplus"], **changes}}
+    return other
 
 
 def test_a_short_chunk_makes_rows_of_its_own_alone():

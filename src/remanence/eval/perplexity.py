@@ -26,7 +26,7 @@ from remanence.provenance import commit, machine
 
 @dataclass(frozen=True)
 class Options:
-    """`n` texts of up to one chunk each; before them `fill_tokens` of other text go into the full pool."""
+    """`n` texts of up to one chunk each; `fill_tokens` of the generator's passages go into the full pool before."""
 
     n: int = 200
     fill_tokens: int = 20_000
@@ -47,19 +47,28 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     """
     method = load_method("mplus", lm)
     assert isinstance(method, MPlus)
-    stream = other_texts(options.data, options.seed, lm.count_tokens, method.reference_tokens())
-    full = _filled(lm, method, method.fresh(lm, options.seed, folder), stream, options.fill_tokens, bar)
+    limit = method.reference_tokens()
+    other = other_texts(None, options.seed + 1, lm.count_tokens, limit)
+    full = _filled(lm, method, method.fresh(lm, options.seed, folder), other, options.fill_tokens, bar)
+    stream = other_texts(options.data, options.seed, lm.count_tokens, limit)
     texts = [lm.encode(text) for text, _ in islice(stream, options.n)]
     systems = {}
     for name, pool in (("base", None), ("empty_pool", method.fresh(lm)), ("full_pool", full)):
         with bar(name, len(texts)) as advance:
             losses: list[float] = []
+            num_read = 0
             for start in range(0, len(texts), options.batch_size):
                 batch = texts[start : start + options.batch_size]
-                losses += _losses(lm, method, pool, batch)
+                reads = [pool is not None] * len(batch)
+                if pool is not None and method.config.least_relevance:
+                    reads = method.knows(lm, pool, batch)
+                num_read += sum(reads)
+                for flag in (True, False):
+                    if part := [text for text, read in zip(batch, reads, strict=True) if read is flag]:
+                        losses += _losses(lm, method, pool if flag else None, part)
                 advance(len(batch))
         loss = sum(losses) / len(losses)
-        systems[name] = {"loss_nats": loss, "perplexity": exp(loss), "tokens": len(losses)}
+        systems[name] = {"loss_nats": loss, "perplexity": exp(loss), "tokens": len(losses), "read": num_read}
     base = systems["base"]
     return {
         "task": "perplexity",

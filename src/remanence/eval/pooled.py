@@ -62,12 +62,29 @@ class PoolReader:
         for start in range(0, len(kept), batch_size):
             part = slice(start, start + batch_size)
             prompts = [self.prompt(item.question) for item in kept[part]]
-            answers += self._decoded(prompts, pools if len(pools) == 1 else pools[part])
+            answers += self._read_or_not(prompts, pools if len(pools) == 1 else pools[part])
         return answers
 
     def prompt(self, question: str) -> list[int]:
         """Without BOS: a pool has its own first vector."""
         return self.lm.render([{"role": "user", "content": question}])[len(self.lm.bos) :]
+
+    def _read_or_not(self, prompts: list[list[int]], pools: Sequence[Pool]) -> list[str]:
+        """As a session does: what a pool is not about is asked of the base model."""
+        reads = [True] * len(prompts)
+        if self.method.config.least_relevance and len(pools) == 1:
+            reads = self.method.knows(self.lm, pools[0], prompts)
+        elif self.method.config.least_relevance:
+            reads = [self.method.knows(self.lm, pool, [p])[0] for pool, p in zip(pools, prompts, strict=True)]
+        answers: dict[int, str] = {}
+        if yes := [i for i, read in enumerate(reads) if read]:
+            own = pools if len(pools) == 1 else [pools[i] for i in yes]
+            answers |= zip(yes, self._decoded([prompts[i] for i in yes], own), strict=True)
+        if no := [i for i, read in enumerate(reads) if not read]:
+            plain = [[*self.lm.bos, *prompts[i]] for i in no]
+            *_, rows = decode(self.lm, plain, max_tokens=self.max_tokens, stop=("\n", *self.lm.stop))
+            answers |= zip(no, (row.text.strip() for row in rows), strict=True)
+        return [answers[i] for i in range(len(prompts))]
 
     def _decoded(self, prompts: list[list[int]], pools: Sequence[Pool]) -> list[str]:
         prefix = self.method.prefix(self.lm, pools, pad_left(prompts, self.lm.device)[1])

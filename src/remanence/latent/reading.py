@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from remanence.latent.pool import Pool
 from remanence.latent.retriever import scores
 from remanence.lm.family import LayerPrefix
 from remanence.lm.lm import LM
-from remanence.lm.rows import queries, rows_to_kv
+from remanence.lm.rows import norm_of, queries, rows_to_kv
 from remanence.types import KV
 
 
@@ -47,22 +47,49 @@ def by_write(rows: int) -> Choice:
     """
 
     def choice(asked: Asked, pool: Pool) -> Tensor:
-        query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
-        write_M = (pool.long.blocks.born(asked.layer) - 1).div(rows, rounding_mode="floor")
-        write_M = write_M - write_M.min()
-        best_BTW = query_BTE.new_zeros(*query_BTE.shape[:2], int(write_M.max()) + 1, dtype=torch.float32)
-        alive_M, start, parts = pool.long.alive(asked.layer), 0, []
-        for key_NE in pool.long.blocks.keys(asked.layer):
-            here = slice(start, start + len(key_NE))
-            chance_BTN = (query_BTE @ key_NE.to(query_BTE).T).float().sigmoid() * alive_M[here].to(query_BTE.device)
-            index_BTN = write_M[here].to(query_BTE.device).expand_as(chance_BTN)
-            best_BTW.scatter_reduce_(2, index_BTN, chance_BTN, "amax")
-            parts.append(_masked_mean(chance_BTN, asked.mask_BT))
-            start = here.stop
-        score_BW = _masked_mean(best_BTW, asked.mask_BT).double()
-        return score_BW[:, write_M.to(score_BW.device)] + 1e-9 * torch.cat(parts, dim=1)
+        blocks, layer = pool.long.blocks, asked.layer
+        best = _best(asked, blocks.keys(layer), blocks.born(layer), pool.long.alive(layer), rows)
+        return best.score_BW[:, best.write_M.to(best.score_BW.device)] + 1e-9 * best.row_BM
 
     return choice
+
+
+@dataclass(frozen=True)
+class _Best:
+    """`score_BW` of writes, the write of each row, and `row_BM`, the rows' own scores."""
+
+    score_BW: Tensor
+    write_M: Tensor
+    row_BM: Tensor
+
+
+def _best(asked: Asked, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor, rows: int) -> _Best:
+    """Rows that do not count score 0. Keys come a block at a time."""
+    query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
+    write_M = (born_M - 1).div(rows, rounding_mode="floor")
+    write_M = write_M - write_M.min()
+    best_BTW = query_BTE.new_zeros(*query_BTE.shape[:2], int(write_M.max()) + 1, dtype=torch.float32)
+    start, parts = 0, []
+    for key_NE in keys:
+        here = slice(start, start + len(key_NE))
+        chance_BTN = (query_BTE @ key_NE.to(query_BTE).T).float().sigmoid() * counts_M[here].to(query_BTE.device)
+        index_BTN = write_M[here].to(query_BTE.device).expand_as(chance_BTN)
+        best_BTW.scatter_reduce_(2, index_BTN, chance_BTN, "amax")
+        parts.append(_masked_mean(chance_BTN, asked.mask_BT))
+        start = here.stop
+    return _Best(_masked_mean(best_BTW, asked.mask_BT).double(), write_M, torch.cat(parts, dim=1))
+
+
+def relevance(asked: Asked, pool: Pool, rows: int) -> Tensor:
+    """score_B of the write that a layer finds best, whether its rows are in the pool still or in long-term memory."""
+    long, layer = pool.long, asked.layer
+    normed_NC = norm_of(asked.lm.model, layer)(pool.row_LNC[layer].to(asked.hidden_BTC))
+    born_N = pool.born_LN[layer]
+    found = [_best(asked, [asked.modules.key[layer](normed_NC)], born_N, born_N > 0, rows)]
+    if long.blocks.num_rows:
+        born_M = long.blocks.born(layer)
+        found.append(_best(asked, long.blocks.keys(layer), born_M, long.alive(layer) & (born_M > 0), rows))
+    return torch.stack([best.score_BW.amax(1) for best in found]).amax(0)
 
 
 def recent(asked: Asked, pool: Pool) -> Tensor:

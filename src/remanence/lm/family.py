@@ -84,6 +84,31 @@ def capture(
     return watch.seen
 
 
+def watch(
+    model: PreTrainedModel,
+    ids_BT: Tensor,
+    layers: frozenset[int],
+    positions_BT: Tensor,
+    mask_BT: Tensor,
+    memory: Prefix,
+    role: str | None,
+) -> dict[int, Tensor]:
+    """hidden_BTC that enters attention at `layers`, in one pass that reads `memory`."""
+    seen = seam.Watch(layers, stop=True)
+    extra: Any = {} if role is None else {"role": role}
+    with contextlib.suppress(seam.Enough):
+        model(
+            ids_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            use_cache=False,
+            memory=memory,
+            watch=seen,
+            **extra,
+        )
+    return seen.hidden
+
+
 def prove(model: PreTrainedModel) -> Proof:
     """Checks property P on two 8-token texts; `model` must have been given to `seam.prepare`.
 

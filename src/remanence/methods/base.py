@@ -82,6 +82,10 @@ class Method(ABC):
     def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
         """Memory for a batch of prompts, each of at least one token."""
 
+    def is_about(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> list[bool]:
+        """Whether to read memory at all for each prompt; what memory is not about is answered by the plain model."""
+        return [True] * len(prompts)
+
     def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
         """`reading` with another `decoding` prefix; `rows` are all tokens so far, nothing for a row that has ended.
 

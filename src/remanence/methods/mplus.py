@@ -19,10 +19,10 @@ from remanence.latent.kept import Kept
 from remanence.latent.longterm import Eviction, Keeping, LongTerm
 from remanence.latent.modules import LatentModules
 from remanence.latent.pool import Ages, Pool, replaced, seeded
-from remanence.latent.reading import Choice, PoolPrefix, by_write, trained
+from remanence.latent.reading import Asked, Choice, PoolPrefix, by_write, relevance, trained
 from remanence.latent.retriever import scores
 from remanence.lm.decode import pad_left
-from remanence.lm.family import LayerPrefix, capture
+from remanence.lm.family import LayerPrefix, capture, watch
 from remanence.lm.lm import LM
 from remanence.lm.rows import Outputs, make_rows, norm_of, prove_rows, rows_to_kv
 from remanence.lm.seam import attention_mass
@@ -42,6 +42,8 @@ class MPlusConfig:
     memory, of at most `capacity_rows`. `eviction`, `ages`: "reference" is the authors' code, with what it gets wrong.
     `ranked`: what the retriever looks for, single rows (the paper) or whole writes. `short`: a chunk of fewer tokens
     than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
+    `least_relevance`: where no write scores so high for a prompt (mean over layers), the base model answers alone, as
+    if nothing had been written; 0 (the paper): every prompt reads.
     `offload`: the pool is in RAM, and a layer's rows go to the accelerator when the computation reaches it (M+ §4.2).
     """
 
@@ -60,6 +62,7 @@ class MPlusConfig:
     drop: str = "random"
     ranked: Literal["rows", "writes"] = "rows"
     short: Literal["reference", "own"] = "reference"
+    least_relevance: float = 0.0
     precision: Precision = "bfloat16"
     offload: bool = False
 
@@ -249,15 +252,34 @@ class MPlus(Method):
 
     # -- reading ---------------------------------------------------------------------------------------------
 
+    def is_about(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> list[bool]:
+        if not self.config.least_relevance:
+            return [True] * len(prompts)
+        return self.knows(lm, recall.pool().pool, [_without_bos(lm, prompt.ids) for prompt in prompts])
+
+    @torch.no_grad()
+    def knows(self, lm: LM, pool: Pool, prompts: Sequence[Sequence[int]]) -> list[bool]:
+        """Whether a pool holds something that each prompt (tokens without BOS) is about; see `least_relevance`."""
+        return [score >= self.config.least_relevance for score in self.relevance(lm, pool, prompts)]
+
+    @torch.no_grad()
+    def relevance(self, lm: LM, pool: Pool, prompts: Sequence[Sequence[int]]) -> list[float]:
+        """Of the best write, mean over layers, 0 to 1; one pass over the prompts with the pool read."""
+        ids_BT, mask_BT = pad_left(prompts, lm.device)
+        prefix, L = self.prefix(lm, [pool], mask_BT), lm.dims.num_layers
+        positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        seen = watch(lm.model, ids_BT, frozenset(range(L)), positions_BT, mask_BT, prefix, self.role)
+        modules, K = self.modules(lm), self.config.write_rows
+        asked = [Asked(lm, modules, layer, seen[layer], mask_BT) for layer in range(L)]
+        return torch.stack([relevance(one, pool, K) for one in asked]).mean(0).tolist()
+
     def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
         """Once, at prefill; frozen while an answer is generated (M+ §3.1).
 
         The pool has its own first vector, so no BOS. What was read is known afterwards: see `told`.
         """
         kept = recall.pool()
-        ids = tuple(
-            prompt.ids[len(lm.bos) :] if list(prompt.ids[: len(lm.bos)]) == lm.bos else prompt.ids for prompt in prompts
-        )
+        ids = tuple(_without_bos(lm, prompt.ids) for prompt in prompts)
         mask_BT = pad_left(ids, lm.device)[1]
         prefix = self.prefix(lm, [kept.pool], mask_BT)
         num_rows = self.config.pool_rows + min(self.config.long_slots, kept.pool.long.blocks.num_rows)
@@ -311,6 +333,10 @@ class MPlus(Method):
     def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
         """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (M+ §6.1, "two-chunk")."""
         return self._front(lm, row_BLKC)
+
+
+def _without_bos(lm: LM, ids: tuple[int, ...]) -> tuple[int, ...]:
+    return ids[len(lm.bos) :] if list(ids[: len(lm.bos)]) == lm.bos else ids
 
 
 def _moved(last_BLKC: Tensor, before_B: Tensor, T: int) -> Tensor:
