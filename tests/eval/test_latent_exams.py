@@ -16,8 +16,11 @@ from remanence.eval import ltm_recall, perplexity, retention
 from remanence.eval.plots import draw_retention
 from remanence.eval.pooled import PoolReader
 from remanence.eval.streams import facts_to_keep, other_texts
+from remanence.eval.windows import TextReader
 from remanence.latent.reading import by_write, trained
 from remanence.latent.retriever import write_scores
+from remanence.lm.decode import decode
+from remanence.methods.base import text_layout
 from remanence.methods.mplus import MPlus, MPlusConfig
 from remanence.session import Session
 from tests.latent.helpers import SMALL, small, small_lm, small_trained
@@ -242,3 +245,19 @@ def test_a_short_chunk_makes_rows_of_its_own_alone():
     assert torch.equal(one.born_LN[:, -3:], other.born_LN[:, -3:])
     assert one.long.blocks.num_rows == 3
     assert other.long.blocks.num_rows == method.config.write_rows
+
+
+def test_text_that_went_through_once_is_answered_as_text_in_the_context(lm):
+    kept = facts_to_keep(None, 3, 0, lm.count_tokens, 24)
+    reader = TextReader(lm, max_tokens=5)
+    for item in kept:
+        reader.write(item.chunks)
+    found = reader.ask("full_context", kept, 2)
+    for item, answer in zip(kept, found, strict=True):
+        question = lm.render([{"role": "user", "content": item.question}])
+        ids = text_layout(lm, [chunk for k in kept for chunk in k.chunks], question)
+        *_, rows = decode(lm, [ids], max_tokens=5, stop=("\n", *lm.stop))
+        assert rows[0].text.strip() == answer
+    reader.room = 10
+    assert reader.ask("full_context", kept, 2) is None
+    assert len(reader.ask("sliding_window", kept, 2)) == 3

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from remanence.bank import Bank
 from remanence.eval.streams import Kept
 from remanence.lm.decode import decode
+from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
 from remanence.methods.base import text_layout
 from remanence.session import Session
+from remanence.text.formats import Document
+from remanence.types import KV
 
 QUESTION_TOKENS = 64
 """Room that is kept for the question."""
+COMMIT_CHUNKS = 128
 
 
 class TextReader:
@@ -25,7 +31,7 @@ class TextReader:
         self.chunks: list[tuple[str, int]] = []
 
     def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
-        return [self._answer(item, [(chunk, self._size(chunk)) for chunk in item.chunks]) for item in kept]
+        return [self._answers([item], [(c, self._size(c)) for c in item.chunks], 1)[0] for item in kept]
 
     def write(self, chunks: Sequence[str]) -> None:
         self.chunks += [(chunk, self._size(chunk)) for chunk in chunks]
@@ -34,9 +40,10 @@ class TextReader:
         """None where all of the text does not fit."""
         if name == "full_context" and sum(size for _, size in self.chunks) > self.room:
             return None
-        return [self._answer(item, self.chunks) for item in kept]
+        return self._answers(kept, self.chunks, batch_size)
 
-    def _answer(self, item: Kept, chunks: list[tuple[str, int]]) -> str:
+    def _answers(self, kept: Sequence[Kept], chunks: list[tuple[str, int]], batch_size: int) -> list[str]:
+        """The newest text that fits goes through the model once, and all questions see its keys and values."""
         newest: list[str] = []
         room = self.room
         for chunk, size in reversed(chunks):
@@ -44,10 +51,20 @@ class TextReader:
             if room < 0:
                 break
             newest.append(chunk)
-        question = self.lm.render([{"role": "user", "content": item.question}])
-        ids = text_layout(self.lm, newest[::-1], question)
-        *_, rows = decode(self.lm, [ids], max_tokens=self.max_tokens, stop=("\n", *self.lm.stop))
-        return rows[0].text.strip()
+        prefix = self._prefix(text_layout(self.lm, newest[::-1], [])) if newest else None
+        prompts = [self.lm.render([{"role": "user", "content": item.question}]) for item in kept]
+        answers: list[str] = []
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            *_, rows = decode(self.lm, part, prefix, max_tokens=self.max_tokens, stop=("\n", *self.lm.stop))
+            answers += [row.text.strip() for row in rows]
+        return answers
+
+    @torch.inference_mode()
+    def _prefix(self, ids: Sequence[int]) -> LayerPrefix:
+        ids_BT = torch.tensor([ids], device=self.lm.device)
+        seen = capture(self.lm.model, ids_BT, frozenset(range(self.lm.dims.num_layers)))
+        return LayerPrefix(tuple(KV(shown.key_BGSD, shown.value_BGSD) for _, shown in sorted(seen.items())), len(ids))
 
     def _size(self, chunk: str) -> int:
         return len(self.lm.encode(f" {chunk}\n"))
@@ -62,6 +79,7 @@ class ExplicitReader:
     def __init__(self, lm: LM, bank: Path, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.session = Session(lm, Bank.open(bank), "memory3")
+        self.held: list[Document] = []
 
     def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
         """Of a bank that holds each question's passage alone."""
@@ -74,10 +92,18 @@ class ExplicitReader:
         return answers
 
     def write(self, chunks: Sequence[str]) -> None:
-        for chunk in chunks:
-            self.session.write(chunk, warm=False)
+        self.held += [Document(chunk, "", {}) for chunk in chunks]
+        if len(self.held) >= COMMIT_CHUNKS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Many texts are one commit: a commit each would measure the disk."""
+        if self.held:
+            self.session.write_documents(self.held, warm=False)
+            self.held = []
 
     def ask(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+        self._commit()
         questions = [item.question for item in kept]
         return [
             text
