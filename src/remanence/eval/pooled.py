@@ -32,19 +32,23 @@ class PoolReader:
     """`folder`: where rows of long-term memory are kept, so that RAM does not grow with them (None: in RAM)."""
 
     def __init__(self, lm: LM, method: MPlus, seed: int, folder: Path | None, max_tokens: int = 16) -> None:
-        self.lm, self.method, self.max_tokens = lm, method, max_tokens
+        self.lm, self.method, self.folder, self.max_tokens = lm, method, folder, max_tokens
         self.pool = method.fresh(lm, seed, folder)
         self.written: list[Written] = []
 
     def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
         """Each question asked of a fresh pool that has read its passage alone; nothing of that stays."""
-        pools = []
-        for item in kept:
-            pool = self.method.fresh(self.lm)
-            for chunk in item.chunks:
-                pool = self.method.add(self.lm, pool, self.lm.encode(chunk))
-            pools.append(pool)
-        return self._answers(name, kept, pools, batch_size)
+        answers: list[str] = []
+        for start in range(0, len(kept), batch_size):
+            part = kept[start : start + batch_size]
+            answers += self._answers(name, part, [self._alone(item) for item in part], batch_size)
+        return answers
+
+    def _alone(self, item: Kept) -> Pool:
+        pool = self.method.fresh(self.lm, folder=self.folder)
+        for chunk in item.chunks:
+            pool = self.method.add(self.lm, pool, self.lm.encode(chunk))
+        return pool
 
     def write(self, chunks: Sequence[str]) -> None:
         begin = self.pool.clock
