@@ -19,6 +19,9 @@ from remanence.train.model import logits_at
 from remanence.train.recipes.nano_mplus import LatentPhase
 
 
+REMEMBERED_WRITES = 96
+
+
 def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> Tensor:
     """One task by the phase's chances; what was written goes into the pool afterwards, without gradient."""
     num_chunks = rng.randint(*phase.chunks)
@@ -177,7 +180,7 @@ def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> 
             with torch.no_grad(), torch.autocast(run.lm.device.type, torch.bfloat16):
                 run.pool = run.method.take(run.lm, run.pool, part_LKC[:, max(0, K - len(ids)) :])
         when.append(first)
-    run.cached = [*run.cached[-5:], (documents, when)]
+    run.cached = [*run.cached[-1:], (documents, when)]  # older ones are not among what `_remembered` reads
 
 
 def _plain(run: LatentRun, rng: Random) -> Tensor:
@@ -253,7 +256,7 @@ def _remembered(run: LatentRun) -> tuple[int, Writes]:
     blocks, K = run.pool.long.blocks, run.method.config.write_rows
     L, M, C = run.lm.dims.num_layers, blocks.num_rows, run.lm.dims.width
     born_LM = blocks.born_LM() - 1
-    first = max(int(born_LM.min()) // K, run.pool.clock // K - 2 * run.recipe.past_writes)
+    first = max(int(born_LM.min()) // K, run.pool.clock // K - REMEMBERED_WRITES)
     G = int(born_LM.max()) // K + 1 - first
     row_LMC, seen_LM = torch.zeros(L, G * K, C), torch.zeros(L, G * K, dtype=torch.bool)
     for layer in range(L):

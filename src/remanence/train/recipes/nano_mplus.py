@@ -34,7 +34,7 @@ class LatentPhase:
 STAGES = (
     LatentPhase(150, chunks=(1, 2)),
     LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
-    LatentPhase(1250, documents=24, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(950, documents=20, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
 )
 
 
@@ -74,10 +74,10 @@ class LatentRecipe:
     sharpness: float = 30.0
     kept_rows: int = 16_384
     capacity_rows: int = 640_000
-    num_steps: int = 1500
+    num_steps: int = 1200
     base: str = "nano"
     projector_documents: int = 640
-    max_questions: int = 32
+    max_questions: int = 24
     lr: float = 1.2e-3
     projector_lr: float = 3e-4
     warmup_steps: int = 60
