@@ -50,10 +50,10 @@ def test_only_what_follows_a_forgotten_text_is_read_again(monkeypatch):
     assert not told
 
 
-def test_short_chunks_of_one_text_are_written_together():
-    three = [chunk(n, "a.txt", 5.0, start) for n, start in ((0, 0), (1, 20), (2, 40))]
+def test_short_chunks_of_one_commit_are_written_together():
+    three = [chunk(n, "a.txt", 5.0 + n * 1e-6, start) for n, start in ((0, 0), (1, 20), (2, 40))]
     assert [[c.start for c in group] for group in groups(LM, three, 4, 24)] == [[0, 20], [40]]
-    assert len(groups(LM, [chunk(1), chunk(4)], 4, 24)) == 2, "texts of different writes stay apart"
+    assert len(groups(LM, [chunk(1), chunk(4)], 4, 24)) == 2, "texts of different commits stay apart"
     assert len(groups(LM, three, 4, 15)) == 3, "what does not fit stays apart"
 
 
@@ -61,10 +61,9 @@ def test_a_row_leads_to_the_text_it_came_from():
     chunks = [chunk(n) for n in (0, 2, 3)]
     kept: Kept = follow(LM, METHOD, first(METHOD, LM), chunks)
     K = METHOD.config.write_rows
-    assert kept.ids_at(1) == (chunks[0].id,)
-    assert kept.ids_at(2 * K) == (chunks[1].id,)
-    assert kept.ids_at(0) == ()
-    assert kept.ids_at(3 * K + 1) == ()
+    born = torch.tensor([1, 2 * K, 0, -3, 3 * K])
+    assert kept.write_of(born).tolist() == [0, 1, -1, -1, 2]
+    assert kept.writes[1].ids == (chunks[1].id,)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -43,10 +43,16 @@ class Generation:
     """A batch of answers while they are generated, and what each was recalled from."""
 
     def __init__(
-        self, lm: LM, method: Method, recall: BankRecall | None, prompts: Sequence[Prompt], options: Options
+        self,
+        lm: LM,
+        method: Method,
+        recall: BankRecall | None,
+        prompts: Sequence[Prompt],
+        options: Options,
+        begun: float | None = None,
     ) -> None:
         self.lm, self.method, self.recall, self.prompts, self.options = lm, method, recall, prompts, options
-        self.begun = time.monotonic()
+        self.begun = time.monotonic() if begun is None else begun
         self.reading = self._read()
         self.rows: list[Row] = []
         self.first_token_seconds = self.seconds = 0.0

@@ -1,20 +1,26 @@
-"""Moments of a session's memory: kept and gone back to, saved to a folder, forked, and emptied."""
+"""Moments of a session's memory: kept and gone back to, saved to a folder and loaded from one."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from remanence.errors import InputError, UnknownChunk
+from remanence.bank.draft import Draft
+from remanence.errors import BankError, BankMismatch, InputError, UnknownChunk
+from remanence.files import write_whole
 from remanence.latent.kept import Kept
 from remanence.latent.snapshot import load_kept, save_kept
+from remanence.types import Chunk
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
     from remanence.pools import Followed
 
-TEXTS, POOL = "texts.jsonl", "pool.safetensors"
+MOMENT, TEXTS, POOL = "moment.json", "texts.jsonl", "pool.safetensors"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -23,41 +29,82 @@ class Moment:
 
     ids: frozenset[str]
     kept: Kept | None = None
+    fingerprint: str = ""
 
 
 def moment(bank: Bank, pool: Followed | None) -> Moment:
-    kept = pool.now() if pool else None
-    return Moment(frozenset(chunk.id for chunk in bank.list(include_superseded=True)), kept)
+    ids = frozenset(chunk.id for chunk in bank.list(include_superseded=True))
+    return Moment(ids, pool.now(), pool.fingerprint) if pool else Moment(ids)
 
 
-def since(bank: Bank, earlier: Moment) -> list[str]:
-    """What came after `earlier`. UnknownChunk where a text of it was forgotten: nothing brings that back."""
+def since(bank: Bank, pool: Followed | None, earlier: Moment) -> list[str]:
+    """What came after `earlier`. UnknownChunk where a text of it is gone; BankMismatch for one of another model."""
+    if pool and earlier.fingerprint != pool.fingerprint:
+        raise BankMismatch(
+            "the snapshot is of another model, method or seed", "roll back in the session that made it, or one like it"
+        )
     ids = [chunk.id for chunk in bank.list(include_superseded=True)]
     if gone := earlier.ids - set(ids):
         raise UnknownChunk(
-            f"the snapshot holds chunk {min(gone)!r}, which was forgotten since", "write its text again, or go on"
+            f"the snapshot holds chunk {min(gone)!r}, which was forgotten or has expired since", "go on without it"
         )
     return [id for id in ids if id not in earlier.ids]
 
 
 def save_moment(bank: Bank, pool: Followed | None, folder: Path) -> None:
-    """The texts as JSON lines and the pool as safetensors, in a folder of their own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if other := sorted(file.name for file in folder.iterdir() if file.name not in (TEXTS, POOL)):
-        raise InputError(f"{str(folder)!r} holds {other[0]!r}", "give a new or empty folder")
-    bank.export(folder / TEXTS)
+    """The texts as JSON lines and the pool as safetensors, in a new or empty folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        other = sorted(file.name for file in folder.iterdir())
+    except OSError as error:
+        raise BankError(f"cannot write {str(folder)!r}: {error.strerror}", "give another folder") from error
+    if other:
+        raise InputError(f"{str(folder)!r} holds {other[0]!r} already", "give a new or empty folder")
+    num_texts = bank.export(folder / TEXTS) if bank.list(limit=1, include_superseded=True) else 0
     if pool:
-        save_kept(pool.now(), folder / POOL, pool.method.fingerprint(pool.lm))
+        save_kept(pool.now(), folder / POOL, pool.fingerprint)
+    write_whole(folder / MOMENT, json.dumps({"format": FORMAT, "texts": num_texts}).encode())
 
 
 def load_moment(bank: Bank, pool: Followed | None, folder: Path) -> None:
-    """Adds the texts of a saved moment; its pool is checked first, and used where the bank has read nothing else.
+    """Adds the texts of a saved moment. Its pool is checked first, and used where the bank held nothing before.
 
     InputError, BankMismatch, BankCorrupted: nothing is loaded.
     """
+    told = _told(folder)
     kept = None
     if pool and (folder / POOL).is_file():
-        kept = load_kept(folder / POOL, pool.start(), pool.method.fingerprint(pool.lm))
-    bank.import_(folder / TEXTS)
-    if pool and kept:
+        kept = load_kept(folder / POOL, pool.start(), pool.fingerprint)
+    is_empty = not bank.list(limit=1, include_superseded=True)
+    if told["texts"]:
+        bank.import_(folder / TEXTS)
+    if pool and kept and is_empty:
         pool.put(kept)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    try:
+        told = json.loads((folder / MOMENT).read_text(encoding="utf-8"))
+        if told["format"] == FORMAT and isinstance(told["texts"], int):
+            return told
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{str(folder)!r} is no saved moment", "give a folder that `Session.save` has written")
+
+
+def copies(chunks: Sequence[Chunk], *, linked: bool) -> list[Draft]:
+    """Drafts of the same texts for another bank; `linked`: only those that supersede one, saying which."""
+    return [
+        Draft(
+            text=chunk.text,
+            num_tokens=chunk.num_tokens,
+            source=chunk.source,
+            start=chunk.start,
+            end=chunk.end,
+            expires=chunk.expires,
+            supersedes=chunk.supersedes if linked else None,
+            metadata=dict(chunk.metadata),
+        )
+        for chunk in chunks
+        if chunk.supersedes or not linked
+    ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.latent.kept import Kept, Write
+from remanence.latent.pool import Pool
 from remanence.latent.snapshot import load_kept, save_kept
 from remanence.lm.lm import LM
 from remanence.methods.mplus import MPlus
@@ -18,21 +21,26 @@ from remanence.types import Chunk
 if TYPE_CHECKING:
     from remanence.bank import Bank
 
+TOGETHER_SECONDS = 1e-3
+"""A bank puts the chunks of one commit a tick (a millionth of a second) apart."""
 SNAPSHOT_WRITES = 32
-"""A pool is kept after so many writes, so that forgetting need not read everything again. It shares all rows but N."""
+"""A pool is kept after so many writes, so that forgetting need not read everything again. It shares all rows but N.
+
+The older, the fewer: about two for each doubling of age.
+"""
 
 
 def groups(lm: LM, chunks: Sequence[Chunk], least: int, most: int) -> list[list[Chunk]]:
-    """Chunks as they are written: one shorter than `least` tokens together with the next of its source, if it fits.
+    """Chunks as they are written: one shorter than `least` tokens together with its neighbour of the same commit.
 
-    The last of a source joins the one before it; a text that is short by itself is written as it is.
+    Where both fit one write; a text that came by itself is written as it is.
     """
     found: list[list[Chunk]] = []
     sizes: list[int] = []
     for chunk in chunks:
         size = lm.count_tokens(chunk.text)
-        joins = bool(found) and found[-1][0].source == chunk.source and sizes[-1] + size <= most
-        if joins and min(size, sizes[-1]) < least and chunk.created == found[-1][0].created:
+        joins = bool(found) and chunk.created - found[-1][-1].created < TOGETHER_SECONDS
+        if joins and min(size, sizes[-1]) < least and sizes[-1] + size <= most:
             found[-1].append(chunk)
             sizes[-1] += size
         else:
@@ -60,11 +68,16 @@ def follow(
     kept = _before(kept, same)
     for group in wanted[len(kept.writes) :]:
         ids = [token for chunk in group for token in lm.encode(chunk.text)]
+        if len(ids) > method.config.chunk_tokens:
+            raise BankMismatch(
+                f"chunk {group[0].id} has {len(ids)} tokens for {lm.name}, a write takes {method.config.chunk_tokens}",
+                "split it for this model: `remanence bank migrate` with the same --bank, --model and --method as now",
+            )
         pool = method.add(lm, kept.pool, ids)
         write = Write(tuple(chunk.id for chunk in group), kept.pool.clock, pool.clock)
         kept = replace(kept, pool=pool, writes=(*kept.writes, write))
         if len(kept.writes) % SNAPSHOT_WRITES == 0:
-            kept = replace(kept, snapshots=(*kept.snapshots, (len(kept.writes), pool)))
+            kept = replace(kept, snapshots=_thinned((*kept.snapshots, (len(kept.writes), pool))))
         if on_progress:
             on_progress(len(group))
     return kept
@@ -84,6 +97,16 @@ def _before(kept: Kept, num_writes: int) -> Kept:
     return Kept(pool, kept.writes[:number], tuple(entry for entry in kept.snapshots if entry[0] <= number))
 
 
+def _thinned(snapshots: tuple[tuple[int, Pool], ...]) -> tuple[tuple[int, Pool], ...]:
+    newest = snapshots[-1][0] // SNAPSHOT_WRITES
+
+    def stays(number: int) -> bool:
+        at = number // SNAPSHOT_WRITES
+        return at % (1 << max(0, (newest - at).bit_length() - 2)) == 0
+
+    return tuple(entry for entry in snapshots if stays(entry[0]))
+
+
 class Followed:
     """The pool of one namespace of a bank for one model: brought up to the bank's texts whenever it is asked for.
 
@@ -93,26 +116,39 @@ class Followed:
     def __init__(self, lm: LM, method: MPlus, bank: Bank, seed: int) -> None:
         self.lm, self.method, self.bank, self.seed = lm, method, bank, seed
         self._kept: Kept | None = None
-        self._on_disk: Kept | None = None
+        self._seen: list[str] | None = None
+        self._saved: tuple[Write, ...] = ()
 
-    @property
-    def file(self) -> Path | None:
-        """None for a bank in RAM."""
-        fingerprint = hashlib.sha256(f"{self.method.fingerprint(self.lm)} {self.seed}".encode()).hexdigest()
-        return self.bank.pool_file(fingerprint)
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex): a pool is valid for exactly this model, method, config and seed."""
+        return hashlib.sha256(f"{self.method.fingerprint(self.lm)} {self.seed}".encode()).hexdigest()
 
     def now(self, without: Collection[str] = (), on_progress: Callable[[int], None] | None = None) -> Kept:
         """The pool that has read the bank's visible texts, but none of `without`: exact, and then slower."""
-        chunks = self.bank.list()
-        self._kept = follow(self.lm, self.method, self._held(), chunks, on_progress)
+        chunks, kept = self.bank.list(), self._held()
+        ids = [chunk.id for chunk in chunks]
+        if ids != self._seen:
+            self._kept = kept = follow(self.lm, self.method, kept, chunks, on_progress)
+            self._seen = ids
         if not without:
-            return self._kept
-        return follow(self.lm, self.method, self._kept, [chunk for chunk in chunks if chunk.id not in set(without)])
+            return kept
+        return follow(self.lm, self.method, kept, [chunk for chunk in chunks if chunk.id not in set(without)])
 
     @property
     def num_bytes(self) -> int:
         """Of the pool as it was last asked for, or stands in its file."""
         return self._held().pool.num_bytes
+
+    @property
+    def ids(self) -> set[str]:
+        """The texts that the pool has read."""
+        return {id for write in self._kept.writes for id in write.ids} if self._kept else set()
+
+    def num_merged(self, ids: Collection[str]) -> int:
+        """How many of `ids` were read together with others in one write."""
+        writes = self._kept.writes if self._kept else ()
+        return len({id for write in writes if len(write.ids) > 1 for id in write.ids} & set(ids))
 
     def start(self) -> Kept:
         """Before the first write."""
@@ -120,21 +156,41 @@ class Followed:
 
     def put(self, kept: Kept) -> None:
         """Goes on from `kept`; the next `now` still makes it what the bank's texts make of it."""
-        self._kept = kept
+        self._kept, self._seen = kept, None
+
+    def cut(self, gone: Collection[str]) -> None:
+        """Back to a pool that has read none of `gone`; nothing is read again yet."""
+        if self._kept is not None and not self.ids.isdisjoint(gone):
+            writes = self._kept.writes
+            clean = next(n for n, write in enumerate(writes) if not set(write.ids).isdisjoint(gone))
+            self.put(_before(self._kept, clean))
 
     def save(self) -> None:
-        """Writes the file, where there is something new to keep: never a pool that has read a forgotten text."""
-        if self._kept is None or (file := self.file) is None:
+        """Writes the file, where there is something new to keep: never of a pool that has read a forgotten text.
+
+        Nothing is read for it: what the pool has not read yet, the next session's will.
+        """
+        if self._kept is None or not self.bank.is_open:
             return
-        if (kept := self.now()) is not self._on_disk:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_kept(kept, file, self.method.fingerprint(self.lm))
-            self._on_disk = kept
+        self.cut(self.ids - {chunk.id for chunk in self.bank.list()})
+        kept, file = self._kept, self.bank.pool_file(self.fingerprint)
+        if file is not None and (kept.writes != self._saved or not file.is_file()):
+            self.bank.keep_pool(self.fingerprint, self.ids, lambda path: save_kept(kept, path, self.fingerprint))
+            self._saved = kept.writes
 
     def _held(self) -> Kept:
         if self._kept is None:
-            fresh, file = self.start(), self.file
-            known = file is not None and file.is_file()
-            self._kept = load_kept(file, fresh, self.method.fingerprint(self.lm)) if file and known else fresh
-            self._on_disk = self._kept
+            self._kept = self._read()
+            self._saved = self._kept.writes
         return self._kept
+
+    def _read(self) -> Kept:
+        """Text is the truth: a file that is damaged or gone costs reading again, not the bank."""
+        fresh, file = self.start(), self.bank.pool_file(self.fingerprint)
+        if file is None or not file.is_file():
+            return fresh
+        try:
+            return load_kept(file, fresh, self.fingerprint)
+        except (BankCorrupted, BankMismatch, InputError) as error:
+            warnings.warn(f"{error.args[0]}; the pool is made again from the bank's texts", stacklevel=2)
+            return fresh

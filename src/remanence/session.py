@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from remanence.generation import Generation, Options, Stream
 from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt
 from remanence.methods.mplus import MPlus
-from remanence.moments import Moment, load_moment, moment, save_moment, since
+from remanence.moments import Moment, copies, load_moment, moment, save_moment, since
 from remanence.pools import Followed
 from remanence.recall import BankRecall, describe, write_chunks
 from remanence.text.chunks import split
@@ -57,9 +56,15 @@ class Session:
         self.embedder = embedder or self.lm.embedder
         self.retriever = Retriever(self.bank, self.embedder, kind=retrieval)
         self.seed = seed
-        self._pool = Followed(self.lm, self.method, self.bank, seed) if isinstance(self.method, MPlus) else None
+        self._pool = self._followed()
         if self.method.writes_tensors and not adopt:
             self._check()
+
+    def _followed(self) -> Followed | None:
+        if not self.method.reads_pool:
+            return None
+        assert isinstance(self.method, MPlus), "the only method that reads a pool"
+        return Followed(self.lm, self.method, self.bank, self.seed)
 
     def _check(self) -> None:
         try:
@@ -72,6 +77,11 @@ class Session:
     def fingerprint(self) -> str:
         """What this session's memories are valid for: model, tokenizer, dtype, method, config."""
         return self.method.fingerprint(self.lm)
+
+    @property
+    def read_ids(self) -> set[str]:
+        """Texts that the latent pool has read, all of which any answer may repeat; none for other methods."""
+        return self._pool.ids if self._pool else set()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -127,7 +137,8 @@ class Session:
                 on_progress(len(added))
         ids = tuple(chunk_id for chunk_id, _ in stored)
         skipped = tuple(chunk_id for chunk_id, is_new in stored if not is_new)
-        return Receipt(ids, skipped, num_documents, num_tokens, num_bytes, time.monotonic() - begun)
+        merged = self._pool.num_merged(set(ids) - set(skipped)) if self._pool and warm else 0
+        return Receipt(ids, skipped, num_documents, num_tokens, num_bytes, time.monotonic() - begun, merged)
 
     def _batches(
         self, documents: Iterable[Document], expires: float | None, supersedes: str | None
@@ -161,7 +172,6 @@ class Session:
 
     def _derive(self, stored: Sequence[tuple[str, bool]], warm: bool) -> int:
         """Search vectors and memories of those chunks that have none yet; returns the bytes that were added."""
-        before = self._pool.num_bytes if self._pool else 0
         num_bytes, ids = 0, list(dict.fromkeys(chunk_id for chunk_id, _ in stored))
         if (
             (embedder := self.embedder)
@@ -174,6 +184,7 @@ class Session:
         if warm and self.method.writes_tensors:
             num_bytes += self._write_memories(self.bank.missing_memories(self.fingerprint, ids))
         if warm and self._pool and any(is_new for _, is_new in stored):
+            before = self._pool.num_bytes
             num_bytes += self._pool.now().pool.num_bytes - before
         return num_bytes
 
@@ -191,9 +202,10 @@ class Session:
         the other chunks stays until `bank.drop_memories`.
         """
         self._split_long_chunks()
-        self.retriever.update()
         if self._pool:
-            return len(self._pool.now(on_progress=on_progress).writes)
+            known = self._pool.ids
+            return len({id for write in self._pool.now(on_progress=on_progress).writes for id in write.ids} - known)
+        self.retriever.update()
         visible = [chunk.id for chunk in self.bank.list()] if self.method.writes_tensors else []
         missing = self.bank.missing_memories(self.fingerprint, visible)
         for start in range(0, len(missing), COMMIT_CHUNKS):
@@ -232,6 +244,8 @@ class Session:
         receipt = self.bank.forget(list(ids))
         if self.bank.path is not None:
             answers.scrub(self.bank.path, receipt.ids)
+        if self._pool:
+            self._pool.cut(receipt.ids)
         return receipt
 
     # -- moments ---------------------------------------------------------------------------------------------
@@ -242,7 +256,7 @@ class Session:
 
     def rollback(self, earlier: Moment) -> ForgetReceipt:
         """Forgets all that was written since `earlier`. UnknownChunk where a text of it was forgotten."""
-        receipt = self.forget(*since(self.bank, earlier))
+        receipt = self.forget(*since(self.bank, self._pool, earlier))
         if self._pool and earlier.kept:
             self._pool.put(earlier.kept)
         return receipt
@@ -260,13 +274,18 @@ class Session:
         load_moment(self.bank, self._pool, Path(folder))
 
     def fork(self, bank: Bank | str | Path | None = None) -> Session:
-        """Another session that remembers the same, in a bank of its own (None: in RAM)."""
-        other = Session(
-            self.lm, bank, self.method, namespace=self.bank.namespace, embedder=self.embedder, seed=self.seed
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            other.load(folder)
+        """Another session that remembers the same, in a bank of its own (None: in RAM); rows of the pool are shared."""
+        known = {"namespace": self.bank.namespace, "retrieval": self.retriever.kind, "embedder": self.embedder}
+        other = Session(self.lm, bank, self.method, seed=self.seed, **known)
+        try:
+            chunks = self.bank.list(include_superseded=True)
+            other.bank.add(copies(chunks, linked=False))
+            other.bank.add(copies(chunks, linked=True))
+            if self._pool and other._pool:
+                other._pool.put(self._pool.now())
+        except BaseException:
+            other.close()
+            raise
         return other
 
     # -- generating ------------------------------------------------------------------------------------------
@@ -303,24 +322,23 @@ class Session:
 
     def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
         """`generate`, a piece at a time: iterate for text; `.reply` is there when the iteration ends."""
-        ((_, generation),) = self._generations([prompt], options)
+        ((_, generation),) = list(self._generations([prompt], options))
         return Stream(generation)
 
     def _generations(
         self, prompts: Sequence[str | Sequence[Message]], options: Mapping[str, Any]
-    ) -> list[tuple[list[int], Generation]]:
-        """Rows that read memory, and rows that it is not about, each with their numbers."""
+    ) -> Iterator[tuple[list[int], Generation]]:
+        """Rows that read memory, then rows that it is not about, each with their numbers."""
+        begun = time.monotonic()
         seed = self.seed if options.get("seed") is None else options["seed"]
         chosen, asked = Options(**{**options, "seed": seed}), [self._prompt(prompt) for prompt in prompts]
         pool = self._pool.now if self._pool else None
         recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
         reads = self.method.is_about(self.lm, recall, asked) if chosen.recall else [False] * len(asked)
-        found = []
         for flag in (True, False):
             if rows := [row for row, read in enumerate(reads) if read is flag]:
                 part = [asked[row] for row in rows]
-                found.append((rows, Generation(self.lm, self.method, recall if flag else None, part, chosen)))
-        return found
+                yield rows, Generation(self.lm, self.method, recall if flag else None, part, chosen, begun)
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -331,10 +349,12 @@ class Session:
 
     def close(self) -> None:
         """Keeps the latent pool beside the bank; closes the bank, unless it was given open: then it is its owner's."""
-        if self._pool:
-            self._pool.save()
-        if self._owns_bank:
-            self.bank.close()
+        try:
+            if self._pool:
+                self._pool.save()
+        finally:
+            if self._owns_bank:
+                self.bank.close()
 
     def __enter__(self) -> Session:
         return self

@@ -134,7 +134,10 @@ class Recall:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a write stored. `skipped` are ids that the bank already held."""
+    """What a write stored. `skipped` are ids that the bank already held.
+
+    `merged`: of the new chunks, so many are short ones that a latent pool has read together with their neighbours.
+    """
 
     ids: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -142,6 +145,7 @@ class Receipt:
     num_tokens: int
     num_bytes: int
     seconds: float
+    merged: int = 0
 
     @property
     def num_chunks(self) -> int:

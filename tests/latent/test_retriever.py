@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from remanence.latent.retriever import balanced_loss, contrastive_loss, log_odds, scores
+from remanence.latent.retriever import balanced_loss, contrastive_loss, scores
 
 QUERY = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
 KEY = torch.randn(7, 8, generator=torch.Generator().manual_seed(1))
@@ -23,18 +23,6 @@ def test_the_sigmoid_comes_before_the_mean_and_padding_does_not_count():
     assert all(math.isclose(found[b, m], by_hand(b, m), abs_tol=1e-5) for b in range(3) for m in range(7))
 
 
-def test_log_odds_are_those_of_the_scores():
-    assert torch.allclose(log_odds(QUERY, KEY, MASK).sigmoid(), scores(QUERY, KEY, MASK), atol=1e-5)
-
-
-def test_log_odds_have_a_gradient_where_every_sigmoid_is_one():
-    query = (QUERY.abs() * 50).requires_grad_(True)
-    log_odds(query, KEY.abs() * 50, MASK).sum().backward()
-    assert query.grad is not None
-    assert float(query.grad.abs().max()) > 1
-    assert float(scores(query.detach(), KEY.abs() * 50, MASK).min()) == 1.0
-
-
 def test_the_balanced_loss_is_the_mean_over_each_side():
     score, own = torch.tensor([0.9, 0.4, 0.2]), torch.tensor([True, False, False])
     wanted = (-math.log(0.9) + (-math.log(0.6) - math.log(0.8)) / 2) / 2
@@ -49,4 +37,4 @@ def test_the_contrastive_loss_is_a_softmax_of_each_own_row_against_the_others():
     )
     others = math.exp(0 / 0.5) + math.exp(-1 / 0.5)
     wanted = sum(-math.log(math.exp(x / 0.5) / (math.exp(x / 0.5) + others)) for x in (2.0, 1.0)) / 2
-    assert math.isclose(float(contrastive_loss(odds, own)), wanted, abs_tol=1e-5)
+    assert math.isclose(float(contrastive_loss(odds, own, 0.5)), wanted, abs_tol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -225,6 +225,14 @@ class Bank:
         `tolerance` of its largest value (bfloat16 and int8 round).
         """
         return verification.verify(self, recompute, sample, fingerprint, tolerance)
+
+    @property
+    def is_open(self) -> bool:
+        return self._store.is_open
+
+    def keep_pool(self, fingerprint: str, ids: Collection[str], write: Callable[[Path], None]) -> bool:
+        """Has `write` write `pool_file`, unless one of `ids` is live no more: no file holds a forgotten text."""
+        return care.keep_pool(self, fingerprint, ids, write)
 
     def pool_file(self, fingerprint: str) -> Path | None:
         """Where the latent pool of this namespace for `fingerprint` is kept; None in RAM. Gone when a text goes."""

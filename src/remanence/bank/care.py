@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remanence.bank import compact as compaction
 from remanence.bank import listing, texts
-from remanence.bank.pooled import remove_pools
+from remanence.bank.pooled import remove_drafts, remove_pools
 from remanence.bank.reports import BankStats, CompactReceipt
 from remanence.bank.rows import any_of
 from remanence.bank.store import CHUNKS_TABLE, Table
@@ -46,6 +47,20 @@ def _remove(bank: Bank, ids: list[str]) -> int:
     return num_memories
 
 
+def keep_pool(bank: Bank, fingerprint: str, ids: Collection[str], write: Callable[[Path], None]) -> bool:
+    """See `Bank.keep_pool`. Writers wait meanwhile, so that nobody forgets a text while its rows are written."""
+    file = bank.pool_file(fingerprint)
+    if file is None:
+        return False
+    with bank._store.writing():
+        remove_drafts(bank.path)
+        if set(ids) - bank._scope.live(set(ids)).keys():
+            return False
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file)
+    return True
+
+
 def expire(bank: Bank) -> int:
     """See `Bank.expire`."""
     with bank._store.writing():
@@ -66,6 +81,7 @@ def compact(bank: Bank) -> CompactReceipt:
                 delete(bank._scope, name, bank._scope.where(any_of("id", part)))
         bank._usage.flush()
         compaction.compact_tables(bank._store)
+        remove_drafts(bank.path)
         bytes_gone = compaction.is_clean(bank._store)
     return CompactReceipt(
         num_expired=num_expired,

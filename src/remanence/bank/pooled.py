@@ -18,7 +18,14 @@ def remove_pools(bank: Path | None, namespace: str) -> int:
     found = [] if bank is None else list((bank / FOLDER).glob(f"{_short(namespace)}-*"))
     for file in found:
         file.unlink(missing_ok=True)
+    remove_drafts(bank)
     return len(found)
+
+
+def remove_drafts(bank: Path | None) -> None:
+    """What a killed writer left; only under the bank's lock, which every writer of a pool holds."""
+    for draft in [] if bank is None else (bank / FOLDER).glob(".*.tmp"):
+        draft.unlink(missing_ok=True)
 
 
 def _short(namespace: str) -> str:

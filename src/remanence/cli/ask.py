@@ -100,7 +100,8 @@ def note_answer(
     known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
     options = {name: chosen[name] for name in answers.OPTIONS if name in chosen}
     with contextlib.suppress(OSError, BankError):
-        noted = answers.Answer.of(reply, time=time.time(), options=options, earlier=tuple(earlier), **known)
+        every = tuple(dict.fromkeys((*earlier, *session.read_ids)))
+        noted = answers.Answer.of(reply, time=time.time(), options=options, earlier=every, **known)
         answers.note(bank, noted)
         if gone := noted.sources - session.bank.texts(sorted(noted.sources)).keys():
             answers.scrub(bank, gone)

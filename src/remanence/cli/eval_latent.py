@@ -49,6 +49,7 @@ def retention(
     chosen = tuple(name.strip() for name in systems.split(",") if name.strip())
     options = retention.Options(tokens, every, n, chosen, seed, batch_size=batch, data=data, distractors=distractors)
     if plot:
+        plots.check_drawable(plot)
         report.check_writable(plot)
     lm = _load(model)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -59,6 +59,8 @@ def train(
     torch.set_num_threads(threads)
     if recipe == LATENT:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            if stage not in ("all", "export") or start or compiled:
+                raise InputError(f"{LATENT} has no --stage {stage}, --start or --compile", "leave them out")
             _train_latent(data, out, steps, resume, only_export=stage == "export")
         if as_json:
             print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
@@ -75,11 +77,14 @@ def train(
 
 def _train_latent(data: Path | None, out: Path, steps: int | None, resume: bool, *, only_export: bool) -> None:
     """The adapter of M+: one stage after the other, then what `--model FOLDER/nano-mplus` loads."""
+    from remanence.errors import InputError
     from remanence.train import latent, latent_export, latent_run, latent_start
     from remanence.train.recipes.nano_mplus import LatentRecipe
 
     recipe = LatentRecipe()
     run = latent_start.start_latent_run(recipe, recipe.base, data, out)
+    if only_export and not (out / "latent").exists():
+        raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     if (resume or only_export) and (out / "latent").exists():
         latent_run.resume(run)
     if not only_export:

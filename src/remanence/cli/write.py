@@ -136,8 +136,9 @@ def _numbers(receipt: Receipt) -> dict[str, Any]:
 def _summary(receipt: Receipt, bank: str) -> list[str]:
     num_new = len(set(receipt.ids) - set(receipt.skipped))
     known = f", {len(receipt.skipped):,} known already" if receipt.skipped else ""
+    joined = f", {receipt.merged:,} short ones read together" if receipt.merged else ""
     return [
         f"Remembered {counted(num_new, 'new memory', 'new memories')}"
-        f" from {counted(receipt.num_documents, 'document', 'documents')}{known}",
+        f" from {counted(receipt.num_documents, 'document', 'documents')}{known}{joined}",
         f" ({receipt.num_tokens:,} tokens, {receipt.num_bytes / 1e6:.1f} MB, {receipt.seconds:.1f} s) in {bank}",
     ]

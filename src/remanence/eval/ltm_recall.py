@@ -1,4 +1,7 @@
-"""How many of a fact's rows in long-term memory a question retrieves (M+ §4.6; the authors' `ltm/avg_recall`)."""
+"""How many of a fact's rows in long-term memory a question retrieves, after much other text.
+
+As the authors' `ltm/avg_recall`, but of all facts instead of the first chunk, and rows that are staged count.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from remanence.errors import InputError
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
-from remanence.eval.streams import Kept, facts_to_keep, other_texts
+from remanence.eval.streams import Fact, facts_to_keep, other_texts
 from remanence.latent.dropping import POLICIES
 from remanence.latent.modules import LatentModules
 from remanence.latent.reading import Choice, PoolPrefix, at_random, attended, by_write, oracle, recent, trained
@@ -22,7 +25,7 @@ from remanence.methods.mplus import MPlus
 from remanence.provenance import commit, machine
 
 CHOICES = ("writes", "rows", "attended", "recent", "random", "oracle")
-"""writes: the co-trained retriever asked for whole writes; rows: for single ones, as in the paper."""
+"""writes: the co-trained retriever asked for whole writes; rows: for single ones, as the authors' code asks."""
 TRAINED = "trained"
 """The loss of the retriever that the model folder holds; others are files `retriever-NAME.safetensors` beside it."""
 
@@ -42,6 +45,8 @@ class Options:
     distractors: Path | None = None
 
     def __post_init__(self) -> None:
+        if not (self.choices and self.drops and self.losses):
+            raise InputError("a row or a column of the table is empty", "name at least one drop, choice and loss")
         for given, known in ((self.choices, CHOICES), (self.drops, tuple(POLICIES))):
             if odd := [name for name in given if name not in known]:
                 raise InputError(f"there is no {odd[0]!r}", f"use some of {', '.join(known)}")
@@ -55,15 +60,17 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     assert isinstance(method, MPlus)
     kept = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, method.reference_tokens())
     table: list[dict[str, Any]] = []
+    retrievers = {loss: _modules(lm, method, loss) for loss in options.losses}  # before anything is computed
     for loss in options.losses:
         for drop in options.drops:
             config = replace(method.config, drop=drop)
-            reader = PoolReader(lm, MPlus(config, _modules(lm, method, loss)), options.seed, folder)
+            reader = PoolReader(lm, MPlus(config, retrievers[loss]), options.seed, folder)
             _write(reader, kept, options, bar, f"retriever {loss}, drop {drop}")
             for choice in options.choices:
                 figures = _figures(reader, kept, choice, options)
                 table.append({"loss": loss, "drop": drop, "choice": choice, **figures})
             reader.close()
+    first = (options.losses[0], options.drops[0])
     return {
         "task": "ltm-recall",
         "n": len(kept),
@@ -72,7 +79,7 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
         "machine": machine(),
         "model": lm.name,
         "conditions": {"tokens": options.tokens, "slots": method.config.long_slots},
-        "recall": table[0]["recall"],
+        "recall": {row["choice"]: row["recall"] for row in table if (row["loss"], row["drop"]) == first},
         "table": table,
     }
 
@@ -86,7 +93,7 @@ def _modules(lm: LM, method: MPlus, loss: str) -> LatentModules:
     return other
 
 
-def _write(reader: PoolReader, kept: Sequence[Kept], options: Options, bar: Bar, label: str) -> None:
+def _write(reader: PoolReader, kept: Sequence[Fact], options: Options, bar: Bar, label: str) -> None:
     limit, done = reader.method.reference_tokens(), 0
     for item in kept:
         reader.write(item.chunks)
@@ -99,8 +106,11 @@ def _write(reader: PoolReader, kept: Sequence[Kept], options: Options, bar: Bar,
             advance(size)
 
 
-def _figures(reader: PoolReader, kept: Sequence[Kept], choice: str, options: Options) -> dict[str, float]:
-    """`recall`: share of a fact's rows that are in long-term memory and were retrieved; `chance`: by drawing lots."""
+def _figures(reader: PoolReader, kept: Sequence[Fact], choice: str, options: Options) -> dict[str, float]:
+    """`recall`: share of a fact's rows that are in long-term memory and were retrieved; `chance`: by drawing lots.
+
+    A pair of a question and a layer counts where the layer has any of the fact's rows in long-term memory.
+    """
     found: list[float] = []
     chances: list[float] = []
     for start in range(0, len(kept), options.batch_size):
@@ -111,7 +121,7 @@ def _figures(reader: PoolReader, kept: Sequence[Kept], choice: str, options: Opt
             shares = _shares(reader, prefix, b, number)
             found += [share for share, _ in shares]
             chances += [chance for _, chance in shares]
-    return {"recall": _mean(found), "chance": _mean(chances)}
+    return {"recall": _mean(found), "chance": _mean(chances), "pairs": len(found)}
 
 
 def _choice(reader: PoolReader, name: str, start: int, seed: int) -> Choice:

@@ -23,6 +23,8 @@ from remanence.methods import load as load_method
 from remanence.methods.mplus import MPlus
 from remanence.provenance import commit, machine
 
+LEAD_TOKENS = 32
+
 
 @dataclass(frozen=True)
 class Options:
@@ -41,9 +43,9 @@ class Options:
 
 
 def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
-    """Mean loss in nats per token (M+ Table 5 prints these) and perplexity, of all tokens but each text's first.
+    """Mean loss in nats per token (the figures that M+ calls perplexity) and perplexity, of what follows a lead.
 
-    The first is left out: with a pool no token stands in front of it.
+    A text's first `LEAD_TOKENS` (half of a shorter text) are what a pool is asked with; they are not scored.
     """
     method = load_method("mplus", lm)
     assert isinstance(method, MPlus)
@@ -53,7 +55,7 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     stream = other_texts(options.data, options.seed, lm.count_tokens, limit)
     texts = [lm.encode(text) for text, _ in islice(stream, options.n)]
     systems = {}
-    for name, pool in (("base", None), ("empty_pool", method.fresh(lm)), ("full_pool", full)):
+    for name, pool in (("base", None), ("fresh_pool", method.fresh(lm)), ("full_pool", full)):
         with bar(name, len(texts)) as advance:
             losses: list[float] = []
             num_read = 0
@@ -61,7 +63,7 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
                 batch = texts[start : start + options.batch_size]
                 reads = [pool is not None] * len(batch)
                 if pool is not None and method.config.least_relevance:
-                    reads = method.knows(lm, pool, batch)
+                    reads = method.knows(lm, pool, [text[: _lead(text)] for text in batch])
                 num_read += sum(reads)
                 for flag in (True, False):
                     if part := [text for text, read in zip(batch, reads, strict=True) if read is flag]:
@@ -84,7 +86,7 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
         "systems": systems,
         "ratios": {
             f"{name}_{figure}": systems[name][figure] / base[figure]
-            for name in ("empty_pool", "full_pool")
+            for name in ("fresh_pool", "full_pool")
             for figure in ("loss_nats", "perplexity")
         },
     }
@@ -103,20 +105,25 @@ def _filled(lm: LM, method: MPlus, pool: Pool, stream: Iterator[tuple[str, int]]
 
 @torch.inference_mode()
 def _losses(lm: LM, method: MPlus, pool: Pool | None, texts: Sequence[list[int]]) -> list[float]:
-    """Of every token but the first of each text, in nats; `pool` None: the base model, with its BOS."""
+    """Of every token after each text's lead, in nats; `pool` None: the base model, with its BOS."""
     lead = [] if pool is not None else lm.bos
     ids_BT, mask_BT = pad_left([[*lead, *text] for text in texts], lm.device)
     if pool is None:
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         logits_BTV = lm.forward(ids_BT, None, positions_BT, mask_BT)
     else:
-        prefix = method.prefix(lm, [pool], mask_BT)
+        asks_BT = mask_BT * (mask_BT.cumsum(-1) <= torch.tensor([[_lead(text)] for text in texts], device=lm.device))
+        prefix = method.prefix(lm, [pool], asks_BT)
         positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
         logits_BTV = lm.forward(ids_BT, prefix, positions_BT, mask_BT, role=method.role)
     found: list[float] = []
     for row_TV, ids_T, text in zip(logits_BTV, ids_BT, texts, strict=True):
-        found += _row(row_TV, ids_T, len(text) - 1)
+        found += _row(row_TV, ids_T, len(text) - _lead(text))
     return found
+
+
+def _lead(text: Sequence[int]) -> int:
+    return max(1, min(LEAD_TOKENS, len(text) // 2))
 
 
 def _row(logits_TV: Tensor, ids_T: Tensor, count: int) -> list[float]:

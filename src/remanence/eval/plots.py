@@ -5,23 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from remanence.errors import MissingExtra
+from remanence.errors import InputError, MissingExtra
 
 NAMES = {
     "mplus": "M+",
-    "mplus_without_ltm": "M+ without long-term memory (MemoryLLM)",
+    "mplus_without_ltm": "M+'s pool alone",
     "sliding_window": "sliding window of text",
     "full_context": "all text in the context, while it fits",
     "memory3": "explicit memory (Memory³)",
 }
 
 
-def draw_retention(result: dict[str, Any], picture: Path) -> None:
-    """Exact match over tokens of other text, and below it what the process held in RAM."""
+def check_drawable(picture: Path) -> None:
+    """MissingExtra or InputError now, rather than when all is measured."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtra("matplotlib", "train", "drawing curves") from error
+    if picture.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{str(picture)!r} is no picture", "end it in .png, .svg or .pdf")
+
+
+def draw_retention(result: dict[str, Any], picture: Path) -> None:
+    """Exact match over tokens of other text, and below it what the process held in RAM."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for name, figures in result["systems"].items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remanence.eval.streams import Kept
+from remanence.eval.streams import Fact
 from remanence.latent.longterm import LongTerm
 from remanence.latent.pool import Pool
 from remanence.latent.reading import Choice, PoolPrefix
@@ -36,7 +36,7 @@ class PoolReader:
         self.pool = method.fresh(lm, seed, folder)
         self.written: list[Written] = []
 
-    def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+    def right_after(self, name: str, kept: Sequence[Fact], batch_size: int) -> list[str]:
         """Each question asked of a fresh pool that has read its passage alone; nothing of that stays."""
         answers: list[str] = []
         for start in range(0, len(kept), batch_size):
@@ -44,7 +44,7 @@ class PoolReader:
             answers += self._answers(name, part, [self._alone(item) for item in part], batch_size)
         return answers
 
-    def _alone(self, item: Kept) -> Pool:
+    def _alone(self, item: Fact) -> Pool:
         pool = self.method.fresh(self.lm, folder=self.folder)
         for chunk in item.chunks:
             pool = self.method.add(self.lm, pool, self.lm.encode(chunk))
@@ -56,10 +56,13 @@ class PoolReader:
             self.pool = self.method.add(self.lm, self.pool, self.lm.encode(chunk))
         self.written.append(Written(begin, self.pool.clock))
 
-    def ask(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def ask(self, name: str, kept: Sequence[Fact], batch_size: int) -> list[str]:
         return self._answers(name, kept, [self.pool], batch_size)
 
-    def _answers(self, name: str, kept: Sequence[Kept], pools: Sequence[Pool], batch_size: int) -> list[str]:
+    def _answers(self, name: str, kept: Sequence[Fact], pools: Sequence[Pool], batch_size: int) -> list[str]:
         """`pools`: one for all questions, or one for each."""
         pools = [_without(pool) for pool in pools] if name == WITHOUT else pools
         answers: list[str] = []
@@ -115,6 +118,6 @@ class PoolReader:
 
 
 def _without(pool: Pool) -> Pool:
-    """The same pool, with nothing in long-term memory: MemoryLLM."""
+    """The same pool, with nothing in long-term memory (MemoryLLM reads as many rows, all of them of its pool)."""
     blocks = replace(pool.long.blocks, blocks=(), counts=())
     return replace(pool, long=LongTerm.empty(replace(pool.long.keeping, eviction="age"), blocks))

@@ -1,4 +1,8 @@
-"""How much of what was written is still answered after so many tokens of other text (M+ §4.4, MemoryLLM §4.3)."""
+"""How much of what was written is still answered after so many tokens of other text.
+
+Unlike the papers' exam (one context, then distractors, for each question anew) all facts are written first, and all
+are asked at every mark: so the facts are each other's distractors too, and the other text is read once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from remanence.errors import InputError
 from remanence.eval.metrics import best, exact_match, f1
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
-from remanence.eval.streams import Kept, facts_to_keep, other_texts
+from remanence.eval.streams import Fact, facts_to_keep, other_texts
 from remanence.eval.windows import ExplicitReader, TextReader
 from remanence.lm.lm import LM, load
 from remanence.methods import load as load_method
@@ -46,9 +50,13 @@ class Options:
 
 @dataclass
 class Curve:
-    """`points`: (tokens of other text, answers); `seconds` of writing and `resident_bytes` at each of them."""
+    """`points`: (tokens of other text, answers), the first of each fact right after it was written alone.
+
+    `together`: after all facts and before other text. `seconds` of writing and `resident_bytes` at each later point.
+    """
 
     points: list[tuple[int, list[str]]] = field(default_factory=list)
+    together: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     resident_bytes: list[int] = field(default_factory=list)
 
@@ -80,7 +88,7 @@ def _readers(lm: LM, method: MPlus, options: Options, folder: Path) -> list[tupl
 
 
 def _follow(
-    names: Sequence[str], reader: Any, kept: Sequence[Kept], options: Options, lm: LM, limit: int, bar: Bar
+    names: Sequence[str], reader: Any, kept: Sequence[Fact], options: Options, lm: LM, limit: int, bar: Bar
 ) -> dict[str, Curve]:
     curves = {name: Curve() for name in names}
     with bar(f"{', '.join(names)}: facts", len(kept)) as advance:
@@ -89,9 +97,14 @@ def _follow(
         for item in kept:
             reader.write(item.chunks)
             advance(1)
+        reader.flush()
+        for name in names:
+            curves[name].together = reader.ask(name, kept, options.batch_size) or []
     stream, done = other_texts(options.distractors, options.seed, lm.count_tokens, limit), 0
     with bar(f"{', '.join(names)}: other text", options.tokens) as advance:
         for goal in [*range(options.every, options.tokens, options.every), options.tokens]:
+            if done >= goal:
+                continue  # one chunk has passed two marks
             begun, seconds = done, 0.0
             while done < goal:
                 text, size = next(stream)
@@ -100,6 +113,9 @@ def _follow(
                 seconds += time.monotonic() - before
                 done += size
                 advance(size)
+            before = time.monotonic()
+            reader.flush()
+            seconds += time.monotonic() - before
             for name in names:
                 if (answers := reader.ask(name, kept, options.batch_size)) is not None:
                     curves[name].points.append((done, answers))
@@ -118,15 +134,16 @@ def resident_bytes() -> int:
         return 0
 
 
-def _result(lm: LM, options: Options, kept: Sequence[Kept], curves: dict[str, Curve]) -> dict[str, Any]:
+def _result(lm: LM, options: Options, kept: Sequence[Fact], curves: dict[str, Curve]) -> dict[str, Any]:
     systems = {name: _figures(curve, kept) for name, curve in curves.items()}
     ratios = {
         f"{name}_end_to_start": figures["curve"][-1][1] / figures["curve"][0][1]
         for name, figures in systems.items()
-        if figures["curve"][0][1] > 0
+        if figures["curve"][0][1] > 0 and figures["curve"][-1][0] >= options.tokens
     }
     conditions = {
         "tokens": options.tokens,
+        "tokens_of_facts": sum(lm.count_tokens(chunk) for item in kept for chunk in item.chunks),
         "facts": "generated" if options.data is None else options.data.name,
         "other_text": "generated" if options.distractors is None else options.distractors.name,
     }
@@ -143,12 +160,13 @@ def _result(lm: LM, options: Options, kept: Sequence[Kept], curves: dict[str, Cu
     }
 
 
-def _figures(curve: Curve, kept: Sequence[Kept]) -> dict[str, Any]:
+def _figures(curve: Curve, kept: Sequence[Fact]) -> dict[str, Any]:
     def mean(metric: Callable[[str, str], float], answers: list[str]) -> float:
         return sum(best(metric, a, item.answers) for a, item in zip(answers, kept, strict=True)) / len(kept)
 
     return {
         "curve": [[tokens, mean(exact_match, answers)] for tokens, answers in curve.points],
+        "together": mean(exact_match, curve.together) if curve.together else None,
         "f1_curve": [[tokens, mean(f1, answers)] for tokens, answers in curve.points],
         "seconds_per_1000_tokens": [1000 * seconds for seconds in curve.seconds],
         "resident_bytes": curve.resident_bytes,

@@ -19,7 +19,7 @@ GENERATED = 2000
 
 
 @dataclass(frozen=True)
-class Kept:
+class Fact:
     """A passage in chunks, and one question about it."""
 
     chunks: tuple[str, ...]
@@ -27,10 +27,11 @@ class Kept:
     answers: tuple[str, ...]
 
 
-def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[str], int], limit: int) -> list[Kept]:
+def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[str], int], limit: int) -> list[Fact]:
     """`n` facts with words that no training text has; or with `data` (SQuAD format) one question of each context.
 
-    SQuAD's questions are those whose answer has at most `ANSWER_WORDS` words (M+ §4.4 keeps short answers).
+    SQuAD's questions are those whose first answer has at most `ANSWER_WORDS` words (the papers keep answers of three
+    tokens).
     """
     if data is None:
         records = heldout_facts(n, seed)
@@ -38,7 +39,7 @@ def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[
     else:
         found = _squad(data, n, seed)
     return [
-        Kept(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
+        Fact(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
         for text, question, answers in found
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from remanence.bank import Bank
-from remanence.eval.streams import Kept
+from remanence.eval.streams import Fact
 from remanence.lm.decode import decode
 from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
@@ -30,19 +30,22 @@ class TextReader:
         self.room = lm.dims.max_positions - max_tokens - QUESTION_TOKENS - len(text_layout(lm, ["x"], []))
         self.chunks: list[tuple[str, int]] = []
 
-    def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+    def right_after(self, name: str, kept: Sequence[Fact], batch_size: int) -> list[str]:
         return [self._answers([item], [(c, self._size(c)) for c in item.chunks], 1)[0] for item in kept]
 
     def write(self, chunks: Sequence[str]) -> None:
         self.chunks += [(chunk, self._size(chunk)) for chunk in chunks]
 
-    def ask(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str] | None:
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def ask(self, name: str, kept: Sequence[Fact], batch_size: int) -> list[str] | None:
         """None where all of the text does not fit."""
         if name == "full_context" and sum(size for _, size in self.chunks) > self.room:
             return None
         return self._answers(kept, self.chunks, batch_size)
 
-    def _answers(self, kept: Sequence[Kept], chunks: list[tuple[str, int]], batch_size: int) -> list[str]:
+    def _answers(self, kept: Sequence[Fact], chunks: list[tuple[str, int]], batch_size: int) -> list[str]:
         """The newest text that fits goes through the model once, and all questions see its keys and values."""
         newest: list[str] = []
         room = self.room
@@ -81,7 +84,7 @@ class ExplicitReader:
         self.session = Session(lm, Bank.open(bank), "memory3")
         self.held: list[Document] = []
 
-    def right_after(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
+    def right_after(self, name: str, kept: Sequence[Fact], batch_size: int) -> list[str]:
         """Of a bank that holds each question's passage alone."""
         answers = []
         for item in kept:
@@ -94,16 +97,15 @@ class ExplicitReader:
     def write(self, chunks: Sequence[str]) -> None:
         self.held += [Document(chunk, "", {}) for chunk in chunks]
         if len(self.held) >= COMMIT_CHUNKS:
-            self._commit()
+            self.flush()
 
-    def _commit(self) -> None:
+    def flush(self) -> None:
         """Many texts are one commit: a commit each would measure the disk."""
         if self.held:
             self.session.write_documents(self.held, warm=False)
             self.held = []
 
-    def ask(self, name: str, kept: Sequence[Kept], batch_size: int) -> list[str]:
-        self._commit()
+    def ask(self, name: str, kept: Sequence[Fact], batch_size: int) -> list[str]:
         questions = [item.question for item in kept]
         return [
             text

@@ -27,12 +27,11 @@ MADV_DONTNEED = 4
 class Place:
     """Where rows and keys are kept and how: in memory-mapped files in `folder`, or in RAM (None).
 
-    int8 has one scale a row, its largest value over 127. `device` is for what is in RAM.
+    int8 has one scale a row, its largest value over 127.
     """
 
     precision: Precision = "bfloat16"
     folder: Path | None = None
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -57,9 +56,7 @@ class Coded:
         if place.folder is not None:
             file = _mapped(math.prod(shape) * dtype.itemsize, place.folder)
             return Coded(torch.frombuffer(file, dtype=dtype).view(shape), scale, file)
-        return Coded(
-            torch.empty(shape, dtype=dtype, device=place.device), scale if scale is None else scale.to(place.device)
-        )
+        return Coded(torch.empty(shape, dtype=dtype), scale)
 
     def release(self) -> None:
         """Pages of the file that this process has touched leave its RAM; what is in them stays in the file."""

@@ -27,10 +27,6 @@ class Kept:
     writes: tuple[Write, ...] = ()
     snapshots: tuple[tuple[int, Pool], ...] = ()
 
-    def ids_at(self, clock: int) -> tuple[str, ...]:
-        """The chunks whose write made the row that was born at `clock`; none for rows of the first pool."""
-        return next((write.ids for write in self.writes if write.begin < clock <= write.end), ())
-
     def write_of(self, born_M: Tensor) -> Tensor:
         """write_M: which of `writes` made the rows born then; -1 for rows of the first pool."""
         if not self.writes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -43,12 +44,14 @@ def trained(asked: Asked, pool: Pool) -> Tensor:
 def by_write(rows: int) -> Choice:
     """The co-trained retriever asked for whole writes of `rows` clock ticks each: a question finds a passage.
 
-    A write scores the mean over tokens of its best row's sigmoid; of one write the better rows come first.
+    A write scores the mean over tokens of its best row's sigmoid; of one write the better rows come first. Rows that a
+    new pool began with are nobody's text and score 0.
     """
 
     def choice(asked: Asked, pool: Pool) -> Tensor:
         blocks, layer = pool.long.blocks, asked.layer
-        best = _best(asked, blocks.keys(layer), blocks.born(layer), pool.long.alive(layer), rows)
+        born_M = blocks.born(layer)
+        best = _best(asked, blocks.keys(layer), born_M, pool.long.alive(layer) & (born_M > 0), rows)
         return best.score_BW[:, best.write_M.to(best.score_BW.device)] + 1e-9 * best.row_BM
 
     return choice
@@ -84,12 +87,10 @@ def relevance(asked: Asked, pool: Pool, rows: int) -> Tensor:
     """score_B of the write that a layer finds best, whether its rows are in the pool still or in long-term memory."""
     long, layer = pool.long, asked.layer
     normed_NC = norm_of(asked.lm.model, layer)(pool.row_LNC[layer].to(asked.hidden_BTC))
-    born_N = pool.born_LN[layer]
-    found = [_best(asked, [asked.modules.key[layer](normed_NC)], born_N, born_N > 0, rows)]
-    if long.blocks.num_rows:
-        born_M = long.blocks.born(layer)
-        found.append(_best(asked, long.blocks.keys(layer), born_M, long.alive(layer) & (born_M > 0), rows))
-    return torch.stack([best.score_BW.amax(1) for best in found]).amax(0)
+    born_NM = torch.cat([pool.born_LN[layer], long.blocks.born(layer)])
+    counts_NM = torch.cat([torch.ones(normed_NC.shape[0], dtype=torch.bool), long.alive(layer)]) & (born_NM > 0)
+    keys = chain([asked.modules.key[layer](normed_NC)], long.blocks.keys(layer))
+    return _best(asked, keys, born_NM, counts_NM, rows).score_BW.amax(1)
 
 
 def recent(asked: Asked, pool: Pool) -> Tensor:

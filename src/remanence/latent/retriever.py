@@ -43,16 +43,6 @@ def write_scores(query_BTE: Tensor, key_GKE: Tensor, seen_GK: Tensor, mask_BT: T
     return (weight_BT[:, None] @ chance_BTG)[:, 0]
 
 
-def log_odds(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor) -> Tensor:
-    """log W / (1 - W) of the scores W: ranks as they do, and has a gradient where every sigmoid is nearly 0 or 1."""
-    product_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float()
-    absent_BT1 = ~mask_BT.bool()[..., None]
-    yes_BM, no_BM = (
-        functional.logsigmoid(sign * product_BTM).masked_fill(absent_BT1, -torch.inf).logsumexp(1) for sign in (1, -1)
-    )
-    return yes_BM - no_BM
-
-
 def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -> Tensor:
     """The paper's: -log W over the rows of this document, -log(1 - W) over all others, each a mean; none gives 0.
 
@@ -65,13 +55,12 @@ def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -
     return (positive + negative_weight * negative) / (1 + negative_weight)
 
 
-def contrastive_loss(odds_BM: Tensor, is_own_BM: Tensor, temperature: float = 0.5) -> Tensor:
-    """InfoNCE over log-odds: each row of a question's own text against all rows of others.
+def contrastive_loss(score_BM: Tensor, is_own_BM: Tensor, temperature: float = 1 / 30) -> Tensor:
+    """InfoNCE over scores of rows or of whole writes: each of a question's own against all of others.
 
-    Questions without own rows count nothing. Over the scores themselves all of them drift to 1, where a sigmoid has
-    no gradient (docs/mplus.md).
+    Questions without own ones count nothing.
     """
-    ranked_BM = odds_BM / temperature
+    ranked_BM = score_BM / temperature
     other_B = ranked_BM.masked_fill(is_own_BM, -torch.inf).logsumexp(-1)
     loss_BM = functional.softplus(other_B[:, None] - ranked_BM)
     return (loss_BM * is_own_BM).sum() / is_own_BM.sum().clamp(min=1)

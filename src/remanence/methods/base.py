@@ -43,7 +43,7 @@ class Recaller(Protocol):
         ...
 
     def chunks(self, ids: Sequence[str]) -> list[Chunk]:
-        """Chunks of the bank, in this order."""
+        """Those of these chunks that the bank still holds, in this order."""
         ...
 
 

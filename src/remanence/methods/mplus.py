@@ -42,8 +42,8 @@ class MPlusConfig:
     memory, of at most `capacity_rows`. `eviction`, `ages`: "reference" is the authors' code, with what it gets wrong.
     `ranked`: what the retriever looks for, single rows (the paper) or whole writes. `short`: a chunk of fewer tokens
     than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
-    `least_relevance`: where no write scores so high for a prompt (mean over layers), the base model answers alone, as
-    if nothing had been written; 0 (the paper): every prompt reads.
+    `least_relevance`: where each layer's best write scores less for a prompt (mean over layers), the base model
+    answers alone, as if nothing had been written; 0 (the paper): every prompt reads.
     `offload`: the pool is in RAM, and a layer's rows go to the accelerator when the computation reaches it (M+ §4.2).
     """
 
@@ -68,6 +68,11 @@ class MPlusConfig:
 
     def __post_init__(self) -> None:
         dropping.policy(self.drop)
+        if self.ages == "reference" and (self.ranked == "writes" or self.least_relevance):
+            raise InputError(
+                'ages="reference" do not say which write a row is of',
+                'use ages="true" with ranked="writes" or least_relevance',
+            )
         if self.capacity_rows < self.write_rows:
             raise InputError(
                 f"a long-term memory of {self.capacity_rows} rows cannot take the {self.write_rows} rows of one write",
@@ -264,7 +269,7 @@ class MPlus(Method):
 
     @torch.no_grad()
     def relevance(self, lm: LM, pool: Pool, prompts: Sequence[Sequence[int]]) -> list[float]:
-        """Of the best write, mean over layers, 0 to 1; one pass over the prompts with the pool read."""
+        """Of each layer's best write, mean over layers, 0 to 1; one pass over the prompts with the pool read."""
         ids_BT, mask_BT = pad_left(prompts, lm.device)
         prefix, L = self.prefix(lm, [pool], mask_BT), lm.dims.num_layers
         positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -294,7 +299,12 @@ class MPlus(Method):
 
     def _share(self, lm: LM, kept: Kept, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
         prefix, first = reading.prefix, len(reading.prompts[i]) - 1
-        if not isinstance(prefix, PoolPrefix) or not kept.writes or len(row) - 1 <= first:
+        if (
+            not isinstance(prefix, PoolPrefix)
+            or not kept.writes
+            or self.config.ages == "reference"
+            or len(row) - 1 <= first
+        ):
             return {}
         ids_BT = torch.tensor([row[:-1]], device=lm.device)
         positions_BT = prefix.offset_tokens + torch.arange(len(row) - 1, device=lm.device)[None]

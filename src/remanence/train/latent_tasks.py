@@ -18,7 +18,6 @@ from remanence.train.losses import TEXT, Losses, answer_losses, exact_answers, t
 from remanence.train.model import logits_at
 from remanence.train.recipes.nano_mplus import LatentPhase
 
-
 REMEMBERED_WRITES = 96
 
 
@@ -191,6 +190,7 @@ def _plain(run: LatentRun, rng: Random) -> Tensor:
     """
     sentences, recipe, model = _running_text(run, rng), run.recipe, run.lm.model
     prefix = LivePrefix(run.lm, run.method, run.pool.row_LNC, None, None, sentences.of_Q, sentences.asked_QT)
+    prefix.detached = recipe.detached
     if run.past and rng.random() < 0.5:
         past = rng.sample(run.past, min(len(run.past), recipe.past_writes))
         seen_LGK = torch.cat([seen for _, seen in past]).expand(run.lm.dims.num_layers, -1, -1)
@@ -240,6 +240,7 @@ def _revisit(run: LatentRun, rng: Random) -> Tensor:
         sentences.asked_QT,
         writes,
         rng.choice(run.recipe.read_long_rows),
+        detached=run.recipe.detached,
     )
     losses, _, whole = read_sentences(run, prefix, sentences)
     run.count(revisit_answer=losses.answer.item(), revisit_exact=whole)

@@ -81,7 +81,7 @@ class LivePrefix:
         return torch.cat([seen_Q1R.new_ones(len(seen_Q1R), 1, num_rows - seen_Q1R.shape[2]), seen_Q1R], dim=2)
 
     def _found(self, layer: int, hidden_BTC: Tensor, writes: Writes) -> Tensor:
-        """Scores all writes, and takes rows as `by_write` does at inference: of the best writes, then the best rows."""
+        """Scores all writes, and takes the rows of the best; of the last that fits its first rows."""
         modules, seen_GK = self.method.modules(self.lm), writes.seen_LGK[layer]
         row_GKC, asked = writes.row_LGKC[layer], int(self.asked_QT.sum(1).max())
         normed_GKC, asked_BTC = norm_of(self.lm.model, layer)(row_GKC), hidden_BTC[:, :asked]
@@ -92,7 +92,7 @@ class LivePrefix:
         self.score[layer] = score_QG
         rank_QG = score_QG.detach() if self.forced_QG is None else score_QG.detach() + 10.0 * self.forced_QG
         rank_QGK = rank_QG[..., None].masked_fill(~seen_GK, -1.0)
-        rank_QM = rank_QGK.flatten(1) - 1e-7 * torch.arange(seen_GK.numel())
+        rank_QM = rank_QGK.flatten(1).double() - 1e-12 * torch.arange(seen_GK.numel())
         self.chosen[layer] = rank_QM.topk(min(self.num_long, int(seen_GK.sum())), dim=1).indices.sort(1).values
         return row_GKC.flatten(0, 1)[self.chosen[layer]]
 
