@@ -220,7 +220,7 @@ def _memory_columns(
     position_Q: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """share_QHS of single query tokens; owner_QS and token_QGS of the columns that they see (see `_columns`)."""
-    share_QHS = _attention(shown, row_Q, position_Q)
+    share_QHS = attention_of(shown, row_Q, position_Q)
     owner_BS, token_BGS = _columns(memories, at, num_lead, share_QHS.shape[-1])
     return share_QHS, owner_BS[row_Q], token_BGS[row_Q]
 
@@ -231,7 +231,7 @@ def _mass(share_QHS: Tensor, target_QGS: Tensor) -> Tensor:
     return (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)
 
 
-def _attention(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
+def attention_of(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
     """share_QHS of single query tokens, float32; the chosen queries of a row are scored together."""
     B, H, T, D = shown.query_BHTD.shape
     S, groups = shown.key_BGSD.shape[2], H // shown.key_BGSD.shape[1]
@@ -257,7 +257,7 @@ def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) ->
         return torch.zeros((), device=shared.row_F.device)
     masses = []
     for shown in layers:
-        share_FHS = _attention(shown, shared.row_F, shared.position_F + num_lead)
+        share_FHS = attention_of(shown, shared.row_F, shared.position_F + num_lead)
         masses.append((share_FHS[..., -shared.target_FT.shape[1] :] * shared.target_FT[:, None]).sum(-1))
     return -(torch.cat(masses, 1).mean(1) + 1e-6).log().mean()
 

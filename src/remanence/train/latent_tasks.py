@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from remanence.data.facts import distractor_passages
 from remanence.latent.retriever import balanced_loss, contrastive_loss
+from remanence.lm import seam
 from remanence.train.documents import SENTENCE_TOKENS, LatentDocument, Sentence, Sentences, draw_document, gather
+from remanence.train.latent_hints import find_rows, row_loss
 from remanence.train.latent_run import LatentRun
 from remanence.train.live import LivePrefix, Writes
 from remanence.train.losses import TEXT, Losses, answer_losses, exact_answers, targets
@@ -98,10 +100,14 @@ def _read(
         forced_QG,
         recipe.detached,
     )
-    losses, _, whole = read_sentences(run, prefix, sentences)
+    watch = seam.Watch(frozenset(recipe.look_layers))
+    losses, _, whole = read_sentences(run, prefix, sentences, watch)
     reader = _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
+    look, masses = row_loss(watch.seen, prefix, find_rows(documents, sentences, config.write_rows), place_W)
+    run.count(**{f"looks_{where}_{layer}": mass for layer, mass in masses.items()})
     run.count(**{f"{where}_answer": losses.answer.item(), f"{where}_exact": whole, "retriever": reader.item()})
-    return losses.total + recipe.retriever_weight * reader + 0.1 * _writer_loss(run, row_DLRC)
+    total = losses.total + recipe.retriever_weight * reader + recipe.look_weight * look
+    return total + 0.1 * _writer_loss(run, row_DLRC)
 
 
 def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> tuple[Writes, Tensor]:
@@ -124,14 +130,16 @@ def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -
     return Writes(rows[:, order_G], seen_GK[order_G].expand(L, -1, -1)), place_W
 
 
-def read_sentences(run: LatentRun, prefix: LivePrefix, sentences: Sentences) -> tuple[Losses, float, float]:
+def read_sentences(
+    run: LatentRun, prefix: LivePrefix, sentences: Sentences, watch: seam.Watch | None = None
+) -> tuple[Losses, float, float]:
     batch, model = sentences.batch, run.lm.model
     index_N = targets(batch.kind_BT, 4, run.step)
     positions_BT = prefix.offset_tokens + torch.arange(batch.ids_BT.shape[1])[None]
     with torch.autocast(run.lm.device.type, torch.bfloat16):
         body: Any = model.model
         hidden_BTC = body(
-            batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, role="read"
+            batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, role="read", watch=watch
         ).last_hidden_state
         logits_NV = logits_at(model, hidden_BTC.flatten(0, 1)[index_N])
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)

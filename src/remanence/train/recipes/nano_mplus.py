@@ -34,7 +34,7 @@ class LatentPhase:
 STAGES = (
     LatentPhase(150, chunks=(1, 2)),
     LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
-    LatentPhase(950, documents=20, chunks=(1, 2), full=0.15, revisit=0.1, whole_pool=0.9, long=0.7, scattered=0.3),
+    LatentPhase(900, documents=20, chunks=(1, 2), full=0.08, revisit=0.1, whole_pool=0.95, long=0.8, scattered=0.3),
 )
 
 
@@ -67,14 +67,16 @@ class LatentRecipe:
     detached: bool = False
     retriever_weight: float = 1.0
     text_weight: float = 0.1
-    plain_weight: float = 2.0
+    plain_weight: float = 1.0
     quiet_weight: float = 0.5
+    look_layers: tuple[int, ...] = (3,)
+    look_weight: float = 0.7
     read_long_rows: tuple[int, ...] = (192, 320)
     past_writes: int = 24
     sharpness: float = 30.0
     kept_rows: int = 16_384
     capacity_rows: int = 640_000
-    num_steps: int = 1200
+    num_steps: int = 1150
     base: str = "nano"
     projector_documents: int = 640
     max_questions: int = 24
