@@ -28,7 +28,7 @@ class Full:
 
 
 def at_random(full: Full) -> Tensor:
-    """Each layer draws its own permutation; its last K places leave (M+ §2.3, the draws of the authors' code)."""
+    """Each layer draws its own permutation; its last K places leave (drawn as in the authors' code)."""
     L, N, _ = full.row_LNC.shape
     K = full.fresh_LKC.shape[1]
     return torch.stack([torch.randperm(N, generator=full.generator)[N - K :].sort().values for _ in range(L)])

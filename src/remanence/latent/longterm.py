@@ -19,7 +19,7 @@ DEAD_BELOW = 0.01
 class Keeping:
     """How much is kept: `capacity_rows` is never exceeded with "age", whose oldest rows leave at a merge.
 
-    "reference" is the authors' code (M+ §2.7): a merged row starts at `initial_frequency`, each merge takes
+    "reference" is the authors' code: a merged row starts at `initial_frequency`, each merge takes
     `decay` from all, and rows at zero leave, but only where more than `at_least_rows` stay.
     """
 

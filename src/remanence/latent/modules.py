@@ -64,7 +64,7 @@ class LatentModules(nn.Module):
 
     @staticmethod
     def beside(lm: LM, key_width: int, pool_rows: int) -> LatentModules:
-        """What a model folder's `latent.safetensors` holds; else a start: random projectors and pool (M+ §6.3).
+        """What a model folder's `latent.safetensors` holds; else a start: random projectors and pool (authors' code).
 
         The first vector starts as the embedding of the model's own BOS token. Raises InputError where shapes differ.
         """

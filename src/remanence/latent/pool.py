@@ -55,7 +55,7 @@ def replaced(
     """The pool after a write: `dropped_LK` (places, ascending) go to long-term memory, `fresh_LKC` come last.
 
     `key_LKE` are the search keys of the dropped rows. Ages "reference": as the released code has them, where a row
-    does not grow older while it is in the pool (M+ §2.5; flaw 9.1). Raises InputError for rows that are not finite;
+    does not grow older while it is in the pool (authors' code). Raises InputError for rows that are not finite;
     the pool that was given is as it was.
     """
     if not torch.isfinite(fresh_LKC).all():

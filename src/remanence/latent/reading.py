@@ -152,7 +152,7 @@ def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: boo
     """For each row of the batch the places of at most `num_rows` rows, oldest first.
 
     Top scores, in order of age; of equal ages the later place first (the authors' code with a stable sort).
-    `fill`: with fewer merged rows than `num_rows`, these are repeated, and staged ones are not read (M+ §3.5).
+    `fill`: with fewer merged rows than `num_rows`, these are repeated, and staged ones are not read (authors' code).
     """
     born_M, alive_M = pool.long.blocks.born(layer), pool.long.alive(layer)
     if fill:
@@ -171,7 +171,7 @@ def _by_age(index_N: Tensor, age_M: Tensor) -> Tensor:
 
 @dataclass
 class PoolPrefix:
-    """A prefix `[first vector; long-term rows; pool]` (M+ §1.4); filled layer by layer at the first pass, then fixed.
+    """A prefix `[first vector; long-term rows; pool]`, filled layer by layer at the first pass, then fixed.
 
     `pools`: one for all rows of a batch, or one each (beams: rows of one pool stand together). `mask_BT` marks text.
     `chosen[layer][row]`: the places in long-term memory that were read; `score` their scores.

@@ -20,7 +20,7 @@ class Projector(nn.Sequential):
 
 
 def scores(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """score_BM = mean over a prompt's tokens of sigmoid(q · k): the sigmoid before the mean (M+ eq. 3)."""
+    """score_BM = mean over a prompt's tokens of sigmoid(q · k): the sigmoid before the mean (the authors' code)."""
     chance_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float().sigmoid()  # key_BME too
     if mask_BT is None:
         return chance_BTM.mean(1)

@@ -43,7 +43,7 @@ def convert(
     inv_freq_dtype: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
 ) -> Published:
-    """Builds the model of a published state dict. Ages and frequencies stay float32, whatever `dtype` (M+ §8 (a)).
+    """Builds the model of a published state dict. Ages and frequencies stay float32, whatever `dtype` (authors' code).
 
     `inv_freq_dtype` bfloat16: the rotary frequencies are rounded to it, as the checkpoints were trained. Raises
     InputError where a tensor is missing or has another shape.

@@ -65,7 +65,7 @@ def make_rows(
     memory: Prefix | None = None,
     role: str | None = None,
 ) -> Tensor:
-    """row_BLMC: every layer's outputs at the tokens that `outputs` takes (M+ §2, "delta"); gradients flow.
+    """row_BLMC: every layer's outputs at the tokens that `outputs` takes; gradients flow.
 
     No logits are computed. Padding on the right needs no mask.
     """
@@ -89,7 +89,7 @@ def norm_of(model: PreTrainedModel, layer: int) -> nn.Module:
 def rows_to_kv(model: PreTrainedModel, layer: int, row_BMC: Tensor, positions_M: Tensor, role: str | None = None) -> KV:
     """Keys and values of rows that stand at `positions_M` in front of a layer's text; gradients flow.
 
-    The layer's own norm, projections (with the adapter of `role`) and rotation, as for text (M+ §1.5).
+    The layer's own norm, projections (with the adapter of `role`) and rotation, as for text (authors' code).
     """
     normed_BMC = norm_of(model, layer)(row_BMC)
     attention = _attention(model, layer)

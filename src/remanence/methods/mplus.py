@@ -44,7 +44,7 @@ class MPlusConfig:
     than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
     `least_relevance`: where each layer's best write scores less for a prompt (mean over layers), the base model
     answers alone, as if nothing had been written; 0 (the paper): every prompt reads.
-    `offload`: the pool is in RAM, and a layer's rows go to the accelerator when the computation reaches it (M+ §4.2).
+    `offload`: the pool is in RAM, and a layer's rows go to the accelerator when the computation reaches it.
     """
 
     chunk_tokens: int = 512
@@ -99,7 +99,7 @@ def _trained(lm: LM) -> MPlusConfig:
 
 
 class MPlus(Method):
-    """Writes by self-update (§2.2 of MemoryLLM, §3.1 of M+), reads the pool and what its retriever finds (M+ §3.2).
+    """Writes by self-update (MemoryLLM), reads the pool and what its retriever finds (M+ §3.2).
 
     One object serves one model.
     """
@@ -151,7 +151,7 @@ class MPlus(Method):
         return Pool(row_LNC, born_LN, 0, self.modules(lm).first_long(LongTerm.empty(keeping, blocks)), seeded(seed))
 
     def encode(self, lm: LM, last_BLKC: Tensor, chunks: Sequence[Sequence[int]]) -> Tensor:
-        """row_BLKC that chunks become, each given the last K rows of its pool (M+ §2.2); gradients flow.
+        """row_BLKC that chunks become, each given the last K rows of its pool (authors' code); gradients flow.
 
         A chunk of T tokens stands at K + 1 ...; with T < K, the last K - T rows of the pool are live too and
         become its first new rows.
@@ -341,7 +341,7 @@ class MPlus(Method):
         return PoolPrefix(lm, self.modules(lm), pools, self.config.long_slots, choice, mask_BT, fill)
 
     def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
-        """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (M+ §6.1, "two-chunk")."""
+        """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (their "two-chunk")."""
         return self._front(lm, row_BLKC)
 
 

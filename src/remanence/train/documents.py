@@ -84,7 +84,7 @@ def _scattered(rng: Random, row: Row, corpora: Corpora) -> Row:
 
 
 def _repeated(rng: Random, corpora: Corpora, encoder: Encoder, num_chunks: int, limit: int) -> LatentDocument:
-    """The first chunks said again after "Repeat:" (M+ §6.1, label 4)."""
+    """The first chunks said again after "Repeat:" (authors' code)."""
     texts = corpora.paragraphs or ["no books"]
     chunks = [encoder(rng.choice(texts))[0][: rng.randint(24, limit)] for _ in range(num_chunks)]
     place, lead = rng.randrange(num_chunks), encoder("Repeat:")[0]

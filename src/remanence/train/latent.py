@@ -1,4 +1,4 @@
-"""Trains M+: adapters, projectors and first vectors, with the pool as its memory from step to step (M+ §6)."""
+"""Trains M+: adapters, projectors and first vectors, with the pool as its memory from step to step."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def trained_parameters(lm: LM, method: MPlus) -> dict[str, nn.Parameter]:
 
 
 def by_rate(trained: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Everything else, and the projectors, which have a learning rate of their own (M+ §6.3)."""
+    """Everything else, and the projectors, which have a learning rate of their own (authors' code)."""
     rest: list[nn.Parameter] = []
     projectors: list[nn.Parameter] = []
     for name, parameter in trained.items():

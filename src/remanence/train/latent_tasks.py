@@ -1,4 +1,4 @@
-"""The tasks of one training step of M+ and their losses (M+ §6.1)."""
+"""The tasks of one training step of M+ and their losses."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _retriever_loss(run: LatentRun, prefix: LivePrefix, wanted_QG: Tensor, asks_
 
 
 def _writer_loss(run: LatentRun, row_DLRC: Tensor) -> Tensor:
-    """The writer's retriever (M+ eq. 4): rows of the same document against the pool's, projectors alone."""
+    """The writer's retriever (the authors' code): rows of the same document against the pool's, projectors alone."""
     R = row_DLRC.shape[2]
     rows = torch.cat([run.pool.row_LNC[None].expand(1, -1, -1, -1), row_DLRC[:1].detach().to(run.pool.row_LNC)], dim=2)
     with torch.autocast(run.lm.device.type, torch.bfloat16):
@@ -193,7 +193,7 @@ def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> 
 def _plain(run: LatentRun, rng: Random) -> Tensor:
     """Running text read with the pool as it is, and half the time long-term rows: as the base model reads it alone.
 
-    The authors teach it with the next token (M+ §6.1, 1); here the base's own predictions are the target, since a
+    The authors teach it with the next token; here the base's own predictions are the target, since a
     memory that is about something else should change nothing.
     """
     sentences, recipe, model = _running_text(run, rng), run.recipe, run.lm.model

@@ -10,7 +10,7 @@ from remanence.lm.lora import LoraConfig
 
 @dataclass(frozen=True)
 class LatentPhase:
-    """A stretch of training. Each step draws its task by these chances (M+ §6.1).
+    """A stretch of training. Each step draws its task by these chances.
 
     `full`: running text that reads the pool, nothing written. `revisit`: questions about documents of earlier steps.
     `whole_pool`: the fresh rows are read behind the pool, else alone ("two-chunk"). `repeat`: documents to be said
