@@ -172,7 +172,10 @@ def test_whole_writes_are_ranked_by_the_best_row_for_each_token():
         key_ME = torch.cat(list(pool.long.blocks.keys(layer)))
         rows_M = trained(asked, pool)[0]
     write_M = (pool.long.blocks.born(layer) - 1) // K
-    assert not score_M[write_M < 0].any(), "rows of the first pool are nobody's text"
+    assert (score_M[write_M < 0] == -torch.inf).all(), "rows of the first pool are nobody's text"
+    born_M = pool.long.blocks.born(layer)
+    assert (born_M <= 0).any()
+    assert (born_M[prefix.chosen[layer][0]] > 0).all()
     for write in write_M[write_M >= 0].unique():
         mine = write_M == write
         slow = (query_TE @ key_ME[mine].T).sigmoid().amax(1).mean()

@@ -42,6 +42,7 @@ RECIPE = LatentRecipe(
     past_writes=4,
     kept_rows=200,
     max_questions=4,
+    reading={},
     projector_documents=8,
 )
 WHERE = {"alone": {"whole_pool": 0.0}, "pool": {"whole_pool": 1.0}, "long": {"whole_pool": 1.0, "long": 1.0}}

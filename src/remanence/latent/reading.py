@@ -45,14 +45,15 @@ def by_write(rows: int) -> Choice:
     """The co-trained retriever asked for whole writes of `rows` clock ticks each: a question finds a passage.
 
     A write scores the mean over tokens of its best row's sigmoid; of one write the better rows come first. Rows that a
-    new pool began with are nobody's text and score 0.
+    new pool began with are nobody's text and are never read.
     """
 
     def choice(asked: Asked, pool: Pool) -> Tensor:
         blocks, layer = pool.long.blocks, asked.layer
         born_M = blocks.born(layer)
         best = _best(asked, blocks.keys(layer), born_M, pool.long.alive(layer) & (born_M > 0), rows)
-        return best.score_BW[:, best.write_M.to(best.score_BW.device)] + 1e-9 * best.row_BM
+        score_BM = best.score_BW[:, best.write_M.to(best.score_BW.device)] + 1e-9 * best.row_BM
+        return score_BM.masked_fill((born_M <= 0).to(score_BM.device), -torch.inf)
 
     return choice
 
@@ -151,7 +152,7 @@ def _masked_mean(value_BTM: Tensor, mask_BT: Tensor | None) -> Tensor:
 def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: bool) -> list[Tensor]:
     """For each row of the batch the places of at most `num_rows` rows, oldest first.
 
-    Top scores, in order of age; of equal ages the later place first (the authors' code with a stable sort).
+    Top scores but no -inf, in order of age; of equal ages the later place first (the authors' code with a stable sort).
     `fill`: with fewer merged rows than `num_rows`, these are repeated, and staged ones are not read (authors' code).
     """
     born_M, alive_M = pool.long.blocks.born(layer), pool.long.alive(layer)
@@ -162,7 +163,8 @@ def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: boo
             return [_by_age(tiled, pool.clock - born_M)] * len(score_BM)
     score_BM = score_BM.cpu().masked_fill(~alive_M, -torch.inf)
     found_BN = score_BM.topk(min(num_rows, int(alive_M.sum())), dim=1).indices.sort(1).values
-    return [_by_age(index_N, pool.clock - born_M) for index_N in found_BN]
+    read = [index_N[score_M[index_N] > -torch.inf] for index_N, score_M in zip(found_BN, score_BM, strict=True)]
+    return [_by_age(index_N, pool.clock - born_M) for index_N in read]
 
 
 def _by_age(index_N: Tensor, age_M: Tensor) -> Tensor:

@@ -20,6 +20,6 @@ def export_latent(run: LatentRun, folder: Path, base: str) -> int:
     state = {**run.method.modules(run.lm).state_dict(), "pool_LNC": run.pool.row_LNC}
     tensors = {name: tensor.detach().cpu().bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / LATENT, metadata={"format": "pt"})
-    settings = {"adapter": {"base": base}, "mplus": run.recipe.method | {"capacity_rows": run.recipe.capacity_rows}}
+    settings = {"adapter": {"base": base}, "mplus": run.recipe.method | run.recipe.reading}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -45,7 +45,9 @@ class LatentRecipe:
     `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: one of these
     numbers of long-term slots is filled in a step. `past_writes` of earlier steps stand beside a step's own as
     negatives; the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it
-    trains, `capacity_rows` in the model that comes out: 64 rows hold 128 tokens, so 600,000 hold more than a million.
+    trains. `reading`: what the model that comes out is read with instead: fewer long-term rows than it was trained on
+    (found on held-out facts among 100 others), a threshold between questions and running text, and room for more than
+    a million tokens, of which 64 rows hold 128.
     """
 
     seed: int = 0
@@ -75,9 +77,11 @@ class LatentRecipe:
     past_writes: int = 24
     sharpness: float = 30.0
     kept_rows: int = 16_384
-    capacity_rows: int = 640_000
     num_steps: int = 1150
     base: str = "nano"
+    reading: dict[str, Any] = field(
+        default_factory=lambda: {"long_blocks": 2, "least_relevance": 0.28, "capacity_rows": 640_000}
+    )
     projector_documents: int = 640
     max_questions: int = 24
     lr: float = 1.2e-3
