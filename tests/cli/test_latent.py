@@ -48,6 +48,12 @@ def test_recall_and_perplexity(call):
     assert call("eval", "perplexity", "--n", "2", "--fill", "100").code == 0
 
 
+def test_a_retriever_that_is_not_there_is_named(call):
+    outcome = call("eval", "ltm-recall", "--losses", "none", *SMALL)
+    assert outcome.code == 2
+    assert "retriever-none.safetensors" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -57,7 +63,6 @@ def test_recall_and_perplexity(call):
         (["eval", "retention", "--distractors", "nowhere.txt", *SMALL], "nowhere.txt"),
         (["eval", "ltm-recall", "--choices", "best"], "there is no 'best'"),
         (["eval", "ltm-recall", "--drops", ""], "empty"),
-        (["eval", "ltm-recall", "--losses", "none", *SMALL], "retriever-none"),
         (["eval", "perplexity", "--n", "0"], "n is 0"),
         (["bench", "mplus", "--shape", "nanno"], "no shape is called 'nanno'"),
         (["train", "nano-mplus", "--stage", "warmup"], "--stage warmup"),

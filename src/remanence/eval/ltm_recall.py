@@ -15,7 +15,7 @@ import torch
 from remanence.errors import InputError
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
-from remanence.eval.streams import Fact, facts_to_keep, other_texts
+from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts
 from remanence.latent.dropping import POLICIES
 from remanence.latent.modules import LatentModules
 from remanence.latent.reading import Choice, PoolPrefix, at_random, attended, by_write, oracle, recent, trained
@@ -45,6 +45,7 @@ class Options:
     distractors: Path | None = None
 
     def __post_init__(self) -> None:
+        check_files(self.data, self.distractors)
         if not (self.choices and self.drops and self.losses):
             raise InputError("a row or a column of the table is empty", "name at least one drop, choice and loss")
         for given, known in ((self.choices, CHOICES), (self.drops, tuple(POLICIES))):

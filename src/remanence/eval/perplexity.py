@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from remanence.errors import InputError
 from remanence.eval.run import Bar
-from remanence.eval.streams import other_texts
+from remanence.eval.streams import check_files, other_texts
 from remanence.latent.pool import Pool
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
@@ -37,6 +37,7 @@ class Options:
     data: Path | None = None
 
     def __post_init__(self) -> None:
+        check_files(self.data)
         for name in ("n", "fill_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")

@@ -16,7 +16,7 @@ from remanence.errors import InputError
 from remanence.eval.metrics import best, exact_match, f1
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
-from remanence.eval.streams import Fact, facts_to_keep, other_texts
+from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts
 from remanence.eval.windows import ExplicitReader, TextReader
 from remanence.lm.lm import LM, load
 from remanence.methods import load as load_method
@@ -44,6 +44,7 @@ class Options:
         for name in ("tokens", "every", "n", "batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
+        check_files(self.data, self.distractors)
         if odd := [name for name in self.systems if name not in SYSTEMS]:
             raise InputError(f"no system is called {odd[0]!r}", f"use some of {', '.join(SYSTEMS)}")
 

@@ -80,9 +80,14 @@ def other_texts(
             size += piece.num_tokens + 1
 
 
+def check_files(*files: Path | None) -> None:
+    """InputError now, rather than when a model is loaded."""
+    for file in files:
+        if file is not None and not file.is_file():
+            raise InputError(f"there is no file {str(file)!r}", "give a .txt, .jsonl, .json or .gz file that exists")
+
+
 def _books(source: Path) -> Iterator[str]:
-    if not source.is_file():
-        raise InputError(f"there are no books at {str(source)!r}", "give a .txt, .jsonl or .jsonl.gz file")
     if source.suffix == ".txt":
         books = [source.read_text(encoding="utf-8", errors="replace")]
     else:
