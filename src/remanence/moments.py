@@ -39,6 +39,8 @@ def moment(bank: Bank, pool: Followed | None) -> Moment:
 
 def since(bank: Bank, pool: Followed | None, earlier: Moment) -> list[str]:
     """What came after `earlier`. UnknownChunk where a text of it is gone; BankMismatch for one of another model."""
+    if not isinstance(earlier, Moment):
+        raise InputError(f"a {type(earlier).__name__} is no snapshot", "give what `Session.snapshot` has returned")
     if pool and earlier.fingerprint != pool.fingerprint:
         raise BankMismatch(
             "the snapshot is of another model, method or seed", "roll back in the session that made it, or one like it"

@@ -67,7 +67,7 @@ def demo(
     if as_json:
         print_json(result)
     else:
-        _show(result, session.lm.name, bank)
+        _show(result, session.lm.name, bank, method)
 
 
 def run(session: Session, folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -127,7 +127,7 @@ def forget_one(session: Session, rows: list[dict[str, Any]]) -> dict[str, Any] |
     }
 
 
-def _show(result: dict[str, Any], model: str, bank: Path | None) -> None:
+def _show(result: dict[str, Any], model: str, bank: Path | None, method: str) -> None:
     rows, written = result["questions"], result["written"]
     say(f"{model} read {written['documents']} short documents and keeps {written['memories']} memories of them.\n")
     short = {"no_wrap": True, "overflow": "ellipsis"}
@@ -154,7 +154,7 @@ def _show(result: dict[str, Any], model: str, bank: Path | None) -> None:
     say("\nRight with memory ", (f"{right} of {len(rows)}", "bold green"), f", without {plain} of {len(rows)}.")
     _show_forgotten(result["forgotten"])
     say((f"{result['seconds']:.1f} seconds, offline.\n", "dim"))
-    _show_next(bank)
+    _show_next(bank, method)
 
 
 def _show_forgotten(forgotten: dict[str, Any] | None) -> None:
@@ -169,15 +169,16 @@ def _show_forgotten(forgotten: dict[str, Any] | None) -> None:
         )
 
 
-def _show_next(bank: Path | None) -> None:
+def _show_next(bank: Path | None, method: str) -> None:
+    how = f" --method {shlex.quote(method)}" if method != o.METHOD else ""
     where = f" --bank {shlex.quote(str(bank))}" if bank else ""
     started = Path(sys.argv[0])  # outside the environment, "remanence" alone would not be found
     known = started.stem != "remanence" or shutil.which("remanence")
     program = "remanence" if known else shlex.quote(str(started))
     say(("Now with your own files:", "bold"))
     for command, meaning in (
-        (f"{program} write PATH{where}", "remember a file, or a folder"),
-        (f'{program} ask "..."{where}', "ask about it"),
+        (f"{program} write PATH{where}{how}", "remember a file, or a folder"),
+        (f'{program} ask "..."{where}{how}', "ask about it"),
         (f"{program} why{where}", "see what the answer came from"),
     ):
         say((f"  {command:<44}", "cyan"), (meaning, "dim"))

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from remanence.cli import options as o
+from remanence.cli.opening import model_for
 from remanence.cli.terminal import clean, print_json, progress, say
 
 STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}
@@ -29,7 +30,7 @@ def doctor(
 
     with progress("Looking"):
         found = [*checks.environment(), *checks.extras(), *checks.disk(bank)]
-        lm, of_model = (None, []) if no_model else checks.model(model)
+        lm, of_model = (None, []) if no_model else checks.model(model_for(method, model))
         found += [*of_model, *checks.training(lm, method), *checks.bank(bank, namespace, lm, method)]
     ok = all(check.state != "bad" for check in found)
     if as_json:

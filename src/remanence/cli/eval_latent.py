@@ -127,13 +127,20 @@ def perplexity(
     if as_json:
         print_json(result)
         return
-    shown = table("", *((name, {"justify": "right"}) for name in ("loss (nats)", "perplexity", "to the base")))
+    shown = table(
+        "", *((name, {"justify": "right"}) for name in ("loss (nats)", "perplexity", "to the base", "read with memory"))
+    )
     for name, figures in result["systems"].items():
         ratio = figures["perplexity"] / result["systems"]["base"]["perplexity"]
         shown.add_row(
-            name.replace("_", " "), f"{figures['loss_nats']:.4f}", f"{figures['perplexity']:.2f}", f"{ratio:.4f}"
+            name.replace("_", " "),
+            f"{figures['loss_nats']:.4f}",
+            f"{figures['perplexity']:.2f}",
+            f"{ratio:.4f}",
+            str(figures["read"]),
         )
-    say(f"{result['n']} texts, {result['systems']['base']['tokens']:,} tokens\n")
+    tokens = result["systems"]["base"]["tokens"]
+    say(f"{result['n']} texts, {tokens:,} tokens; a text that no write is about is left to the base model\n")
     out().print(shown)
 
 
