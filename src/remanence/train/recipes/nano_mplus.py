@@ -80,7 +80,7 @@ class LatentRecipe:
     num_steps: int = 1150
     base: str = "nano"
     reading: dict[str, Any] = field(
-        default_factory=lambda: {"long_blocks": 2, "least_relevance": 0.28, "capacity_rows": 640_000}
+        default_factory=lambda: {"long_blocks": 2, "least_relevance": 0.28, "capacity_rows": 1_000_000}
     )
     projector_documents: int = 640
     max_questions: int = 24
