@@ -36,16 +36,16 @@ class Shape:
 SHAPES = {
     "nano": Shape(
         {
-            "vocab_size": 4096,
+            "vocab_size": 8192,
             "hidden_size": 256,
-            "intermediate_size": 768,
+            "intermediate_size": 512,
             "num_hidden_layers": 8,
             "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 4096,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 2048,
         },
         LoraConfig(rank=64, alpha=128, dropout=0.0),
-        MPlusConfig(128, 8, 64, 10, 5, 64, ranked="writes", short="own"),
+        MPlusConfig(128, 8, 64, pool_blocks=2, long_blocks=2, key_width=64, ranked="writes", short="own"),
     ),
     "llama-3.1-8b": Shape(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,9 +52,7 @@ def retention(
     if plot:
         plots.check_drawable(plot)
         report.check_writable(plot)
-    lm = _load(model)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        result = retention.run(lm, options, progress, Path(folder))
+    result = _sit(retention.run, options, model)
     if plot:
         plots.draw_retention(result, plot)
     if as_json:
@@ -92,9 +91,7 @@ def ltm_recall(
 
     lists = [tuple(part.strip() for part in given.split(",") if part.strip()) for given in (drops, choices, losses)]
     options = ltm_recall.Options(tokens, n, *lists, seed=seed, data=data, distractors=distractors)
-    lm = _load(model)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        result = ltm_recall.run(lm, options, progress, Path(folder))
+    result = _sit(ltm_recall.run, options, model)
     if as_json:
         print_json(result)
         return
@@ -121,9 +118,7 @@ def perplexity(
     from remanence.eval import perplexity
 
     options = perplexity.Options(n, fill, seed, data=data)
-    lm = _load(model)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        result = perplexity.run(lm, options, progress, Path(folder))
+    result = _sit(perplexity.run, options, model)
     if as_json:
         print_json(result)
         return
@@ -144,8 +139,12 @@ def perplexity(
     out().print(shown)
 
 
-def _load(model: str) -> Any:
-    with progress(f"Loading {model_for('mplus', model)}"):
+def _sit(run: Callable[..., dict[str, Any]], options: Any, model: str) -> dict[str, Any]:
+    """Loads the model and gives the exam a folder for rows and banks that is gone afterwards."""
+    name = model_for("mplus", model)
+    with progress(f"Loading {name}"):
         from remanence.lm.lm import load
 
-        return load(model_for("mplus", model))
+        lm = load(name)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return run(lm, options, progress, Path(folder))
