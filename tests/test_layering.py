@@ -15,6 +15,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 LAYERS = (
     ("types", "errors"),
     ("files",),
+    ("sealed",),
     ("answers", "provenance", "lm", "bank", "text", "data"),
     ("latent",),
     ("methods",),
@@ -31,6 +32,7 @@ REASON = {
     "types": "a noun must not know who uses it",
     "errors": "an error must not know who raises it",
     "files": "a file must not know what is in it",
+    "sealed": "a file must not know what its tensors mean",
     "answers": "the notes beside a bank are plain files",
     "provenance": "where a figure comes from must not depend on what was measured",
     "bank": "a bank must not know models, nor who fills it",

@@ -31,6 +31,28 @@ def test_write_ask_why_and_forget(call, tmp_path):
     assert call("ask", "Who is the lighthouse keeper?", *known, "--json").json["recalled"] == []
 
 
+def test_verify_and_stats_know_the_pool(call, tmp_path):
+    (tmp_path / "notes.txt").write_text("The lighthouse keeper is Odile Marsh.")
+    known = ("--bank", "b", "--method", "mplus")
+    assert call("write", "notes.txt", *known).code == 0
+    (file,) = (tmp_path / "b" / "pools").iterdir()
+    assert call("bank", "stats", "--bank", "b", "--json").json["pool_bytes"] == file.stat().st_size
+    report = call("bank", "verify", "--no-model", "--bank", "b", "--json").json
+    assert (report["ok"], report["num_pools"]) == (True, 1)
+    damaged = bytearray(file.read_bytes())
+    damaged[-100] ^= 1
+    file.write_bytes(damaged)
+    found = call("bank", "verify", "--no-model", "--bank", "b")
+    assert (found.code, "reads its texts again" in " ".join(found.err.split())) == (1, True)
+
+
+def test_an_unknown_id_to_leave_out_is_an_error_before_anything_is_answered(call, tmp_path):
+    (tmp_path / "notes.txt").write_text("The lighthouse keeper is Odile Marsh.")
+    assert call("write", "notes.txt", "--bank", "b").code == 0
+    asked = call("ask", "Who is the lighthouse keeper?", "--bank", "b", "--without", "0123456789abcdef")
+    assert (asked.code, "0123456789abcdef" in asked.err) == (2, True)
+
+
 def test_retention_as_a_table_as_json_and_as_a_picture(call, tmp_path):
     made = call("eval", "retention", *SMALL, "--every", "100", "--plot", "curve.png", "--json").json
     assert set(made["systems"]) == {"mplus", "mplus_without_ltm", "sliding_window", "full_context", "memory3"}

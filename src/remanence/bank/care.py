@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from remanence.bank import compact as compaction
 from remanence.bank import listing, texts
-from remanence.bank.pooled import remove_drafts, remove_pools
+from remanence.bank.pooled import pool_files, remove_drafts, remove_pools
 from remanence.bank.reports import BankStats, CompactReceipt
 from remanence.bank.rows import any_of
 from remanence.bank.store import CHUNKS_TABLE, Table
@@ -100,6 +100,7 @@ def stats(bank: Bank) -> BankStats:
     num_live = listing.count(scope, listing.live_condition(scope))
     num_all = store.read(CHUNKS_TABLE, lambda table: table.count_rows(scope.where()), 0)
     descriptions = memories.fingerprints()
+    pools = pool_files(bank.path, bank.namespace)
     counts = {fingerprint: memories.count(fingerprint) for fingerprint in descriptions}
     return BankStats(
         namespace=bank.namespace,
@@ -121,6 +122,8 @@ def stats(bank: Bank) -> BankStats:
         ram_hits=memories.cache.hits,
         ram_misses=memories.cache.misses,
         text_index=asdict(store.meta.text_index),
+        num_pools=len(pools),
+        pool_bytes=sum(file.stat().st_size for file in pools),
     )
 
 

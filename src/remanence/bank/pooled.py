@@ -5,6 +5,9 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
+from remanence.errors import BankCorrupted
+from remanence.sealed import read_sealed
+
 FOLDER = "pools"
 
 
@@ -13,9 +16,24 @@ def pool_file(bank: Path | None, namespace: str, fingerprint: str) -> Path | Non
     return None if bank is None else bank / FOLDER / f"{_short(namespace)}-{fingerprint[:16]}.safetensors"
 
 
+def pool_files(bank: Path | None, namespace: str) -> list[Path]:
+    return [] if bank is None else sorted((bank / FOLDER).glob(f"{_short(namespace)}-*"))
+
+
+def pool_problems(bank: Path | None, namespace: str) -> list[str]:
+    """Of files that are not what was written; a session warns of such a one and reads the texts again."""
+    problems = []
+    for file in pool_files(bank, namespace):
+        try:
+            read_sealed(file)
+        except BankCorrupted:
+            problems.append(f"latent pool {str(file)!r} is damaged: remove it, and a session reads its texts again")
+    return problems
+
+
 def remove_pools(bank: Path | None, namespace: str) -> int:
     """Removes every pool that has read this namespace; returns how many."""
-    found = [] if bank is None else list((bank / FOLDER).glob(f"{_short(namespace)}-*"))
+    found = pool_files(bank, namespace)
     for file in found:
         file.unlink(missing_ok=True)
     remove_drafts(bank)

@@ -28,6 +28,7 @@ class VerifyReport:
     num_files: int
     num_recomputed: int
     problems: Sequence[str]
+    num_pools: int = 0
 
     @property
     def ok(self) -> bool:
@@ -39,7 +40,8 @@ class BankStats:
     """One namespace in numbers; `disk_bytes` is of the whole bank.
 
     `num_chunks` may be found by a search; `num_superseded` are hidden, `num_expired` not yet purged.
-    `memories` maps fingerprint to number of memories, `descriptions` to what made them.
+    `memories` maps fingerprint to number of memories, `descriptions` to what made them. `num_pools` latent pools have
+    files of `pool_bytes` beside the bank.
     """
 
     namespace: str
@@ -61,3 +63,5 @@ class BankStats:
     ram_hits: int
     ram_misses: int
     text_index: Mapping[str, object] = field(default_factory=dict)
+    num_pools: int = 0
+    pool_bytes: int = 0

@@ -13,6 +13,7 @@ from remanence.bank.draft import content_hash
 from remanence.bank.guard import guard
 from remanence.bank.listing import live_ids
 from remanence.bank.loop import run
+from remanence.bank.pooled import pool_files, pool_problems
 from remanence.bank.reports import VerifyReport
 from remanence.bank.rows import row_from_dict
 from remanence.bank.store import CHUNKS_TABLE, Store
@@ -54,7 +55,11 @@ def verify(
             num_recomputed = _recompute(bank, recompute, sample, chosen, tolerance, problems) if chosen else 0
     except BankError as error:
         problems.append(error.message)
-    return VerifyReport(num_chunks, num_memories, num_vectors, files, num_recomputed, problems[:MAX_PROBLEMS])
+    problems += pool_problems(bank.path, bank.namespace)
+    num_pools = len(pool_files(bank.path, bank.namespace))
+    return VerifyReport(
+        num_chunks, num_memories, num_vectors, files, num_recomputed, problems[:MAX_PROBLEMS], num_pools
+    )
 
 
 def _count(bank: Bank, name: str) -> int:

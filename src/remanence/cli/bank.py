@@ -45,6 +45,7 @@ def stats(
         ("hidden", f"{found.num_superseded:,} superseded, {found.num_expired:,} expired"),
         ("memories", "; ".join(made_by) or "none yet"),
         ("per memory", f"{found.bytes_per_memory / 1e3:.1f} kB"),
+        ("latent pools", f"{found.num_pools}, {found.pool_bytes / 1e6:.1f} MB"),
         ("search vectors", "; ".join(vectors) or "none"),
         ("recalled", f"{found.num_recalls:,} times"),
         ("on disk", f"{found.disk_bytes / 1e6:.1f} MB, format {found.format}"),

@@ -83,9 +83,11 @@ def verify(
 
 
 def _show_report(report: VerifyReport, bank: str) -> None:
+    pools = counted(report.num_pools, "latent pool", "latent pools")
     say(
-        f"Checked {report.num_files:,} files, {report.num_chunks:,} chunks, {report.num_memories:,} memories and "
-        f"{report.num_vectors:,} search vectors; made {report.num_recomputed} memories again."
+        f"Checked {report.num_files:,} files, {report.num_chunks:,} chunks, {report.num_memories:,} memories, "
+        f"{report.num_vectors:,} search vectors and {pools}; "
+        f"made {report.num_recomputed} memories again."
     )
     for problem in report.problems:
         fail(problem)

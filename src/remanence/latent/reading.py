@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -100,25 +100,35 @@ def recent(asked: Asked, pool: Pool) -> Tensor:
     return born_M.double().expand(len(asked.hidden_BTC), -1)
 
 
-def attended(asked: Asked, pool: Pool) -> Tensor:
-    """By the model's own attention, as in the paper's ablation M+-Attn: the mean over tokens and heads of q·k.
+ATTENDED_ROWS = 4096
 
-    Queries and keys are those of position 0, so that a row's place does not count.
+
+def attended(asked: Asked, pool: Pool) -> Tensor:
+    """By the model's own attention, as in the paper's ablation M+-Attn: the mean over tokens and heads of its weights.
+
+    Queries and keys are those of position 0, so that a row's place does not count. Two passes over blocks of rows, one
+    for the softmax's sum and one for the weights: attention to all rows at once would not fit.
     """
-    blocks, layer = pool.long.blocks, asked.layer
-    still = torch.zeros(1, dtype=torch.long, device=asked.hidden_BTC.device)
-    keys = []
-    for start in range(0, blocks.num_rows, 4096):
-        index_N = torch.arange(start, min(start + 4096, blocks.num_rows))
-        row_NC = blocks.rows(layer, index_N).to(asked.hidden_BTC)
-        kv = rows_to_kv(asked.lm.model, layer, row_NC[None], still.expand(len(index_N)), "read")
-        keys.append(kv.key_BGMD[0])
-    key_GMD = torch.cat(keys, dim=1)
     hidden_BTC = asked.hidden_BTC
-    query_BHTD = queries(asked.lm.model, layer, hidden_BTC, still.expand(hidden_BTC.shape[1]), "read")
-    groups = query_BHTD.shape[1] // key_GMD.shape[0]
-    weight_BHTM = (query_BHTD @ key_GMD.repeat_interleave(groups, 0).transpose(-1, -2)) * key_GMD.shape[-1] ** -0.5
-    return _masked_mean(weight_BHTM.softmax(-1).mean(1), asked.mask_BT)
+    still_T = torch.zeros(hidden_BTC.shape[1], dtype=torch.long, device=hidden_BTC.device)
+    query_BHTD = queries(asked.lm.model, asked.layer, hidden_BTC, still_T, "read")
+    sum_BHT1 = query_BHTD.new_full((*query_BHTD.shape[:3], 1), -torch.inf)
+    for logit_BHTM in _logits(asked, pool, query_BHTD):
+        sum_BHT1 = torch.logaddexp(sum_BHT1, logit_BHTM.logsumexp(-1, keepdim=True))
+    parts = _logits(asked, pool, query_BHTD)
+    return torch.cat([_masked_mean((part - sum_BHT1).exp().mean(1), asked.mask_BT) for part in parts], dim=1)
+
+
+def _logits(asked: Asked, pool: Pool, query_BHTD: Tensor) -> Iterator[Tensor]:
+    """logit_BHTM of attention to all rows in long-term memory, a block at a time."""
+    blocks, hidden_BTC = pool.long.blocks, asked.hidden_BTC
+    for start in range(0, blocks.num_rows, ATTENDED_ROWS):
+        index_N = torch.arange(start, min(start + ATTENDED_ROWS, blocks.num_rows))
+        row_NC = blocks.rows(asked.layer, index_N).to(hidden_BTC)
+        still_N = torch.zeros(len(index_N), dtype=torch.long, device=hidden_BTC.device)
+        key_GND = rows_to_kv(asked.lm.model, asked.layer, row_NC[None], still_N, "read").key_BGMD[0]
+        key_HND = key_GND.repeat_interleave(query_BHTD.shape[1] // len(key_GND), 0)
+        yield (query_BHTD @ key_HND.transpose(-1, -2)) * key_GND.shape[-1] ** -0.5
 
 
 def at_random(seed: int) -> Choice:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from remanence.errors import BankCorrupted, BankMismatch, InputError
-from remanence.files import write_whole
+from remanence.errors import BankMismatch, InputError
 from remanence.latent.blocks import Blocks
 from remanence.latent.kept import Kept, Write
 from remanence.latent.pool import Pool
+from remanence.sealed import read_sealed, write_sealed
 
 FORMAT = "remanence pool 1"
 _OPTIONAL = ("decays_L", "dies_LM", "kept_LM")
@@ -33,10 +29,8 @@ def save_pool(pool: Pool, file: Path, fingerprint: str) -> None:
 
 
 def _save(pool: Pool, file: Path, fingerprint: str, writes: list[Any]) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(pool).items()}
     numbers = json.dumps({"clock": pool.clock, "num_merged": pool.long.num_merged, "writes": writes})
-    told = {"format": FORMAT, "fingerprint": fingerprint, "numbers": numbers}
-    write_whole(file, save(tensors, {**told, "checksum": _checksum(tensors, told)}))
+    write_sealed(file, _tensors(pool), {"format": FORMAT, "fingerprint": fingerprint, "numbers": numbers})
 
 
 def save_kept(kept: Kept, file: Path, fingerprint: str) -> None:
@@ -60,14 +54,12 @@ def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
 
 
 def _load(file: Path, like: Pool, fingerprint: str) -> tuple[Pool, list[Any]]:
-    told, tensors = _read(file)
+    if not file.is_file():
+        raise InputError(f"there is no pool at {str(file)!r}", "name a file that `save` has written")
+    told, tensors = read_sealed(file)
     if told.get("format") != FORMAT:
         raise BankMismatch(
             f"{str(file)!r} is no pool of this version ({told.get('format')!r})", f"this one reads {FORMAT!r}"
-        )
-    if _checksum(tensors, {name: text for name, text in told.items() if name != "checksum"}) != told.get("checksum"):
-        raise BankCorrupted(
-            f"{str(file)!r} is not what was written", "restore it from a copy, or write its texts again"
         )
     if told["fingerprint"] != fingerprint:
         raise BankMismatch(
@@ -96,24 +88,3 @@ def _pool(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], like: Pool)
     long = replace(like.long, blocks=blocks, oldest_L=tensors["oldest_L"], num_merged=numbers["num_merged"], **optional)
     row_LNC = tensors["row_LNC"].to(like.row_LNC)
     return Pool(row_LNC, tensors["born_LN"], numbers["clock"], long, tensors["random"])
-
-
-def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not file.is_file():
-        raise InputError(f"there is no pool at {str(file)!r}", "name a file that `save` has written")
-    try:
-        with safe_open(file, "pt") as opened:
-            return dict(opened.metadata() or {}), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BankCorrupted(
-            f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}", "restore it from a copy"
-        ) from error
-
-
-def _checksum(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
-    """SHA-256 (hex) over what the file says and holds, in the order of names."""
-    digest = hashlib.sha256(json.dumps(sorted(told.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

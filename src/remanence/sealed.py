@@ -1,0 +1,48 @@
+"""Tensors in one file with what is told about them and a checksum: read back whole and as written, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from remanence.errors import BankCorrupted
+from remanence.files import write_whole
+
+
+def write_sealed(file: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
+    """Safetensors, in one step: what was there stays whole until all of the new file is on disk."""
+    held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(file, save(held, {**told, "checksum": _checksum(held, told)}))
+
+
+def read_sealed(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What was told and the tensors; BankCorrupted for a file that is cut or changed."""
+    try:
+        with safe_open(file, "pt") as opened:
+            told = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BankCorrupted(
+            f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}", "restore it from a copy"
+        ) from error
+    if told.pop("checksum", None) != _checksum(tensors, told):
+        raise BankCorrupted(
+            f"{str(file)!r} is not what was written", "restore it from a copy, or write its texts again"
+        )
+    return told, tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over what the file says and holds, in the order of names."""
+    digest = hashlib.sha256(json.dumps(sorted(told.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
