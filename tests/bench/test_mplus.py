@@ -16,8 +16,8 @@ def test_it_writes_asks_and_compares(monkeypatch):
     monkeypatch.setitem(mplus.SHAPES, "nano", small)
     told: list[int] = []
     result = mplus.run(mplus.Options(tokens=300, repeats=1), told.append)
-    assert sum(told) == 600
-    assert {"plain", "resident", "offload"} == set(result["results"])
+    assert sum(told) == 900
+    assert {"plain", "resident", "offload", "offload_int8"} == set(result["results"])
     one, other = result["results"]["resident"], result["results"]["plain"]
     ratio = result["ratios"]["first_token_to_plain"]
     assert ratio == pytest.approx(one["first_token_seconds"] / other["first_token_seconds"])

@@ -17,7 +17,7 @@ from remanence.eval.plots import draw_retention
 from remanence.eval.pooled import PoolReader
 from remanence.eval.streams import facts_to_keep, other_texts
 from remanence.eval.windows import TextReader
-from remanence.latent.reading import by_write, trained
+from remanence.latent.choices import by_write, trained
 from remanence.latent.retriever import write_scores
 from remanence.lm.decode import decode
 from remanence.methods.base import text_layout

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from remanence.errors import InputError
-from remanence.latent import reading
+from remanence.latent import choices
+from remanence.latent.ahead import Ahead
+from remanence.latent.small_kv import SmallKV
 from remanence.lm.cache import roomy_cache
 from remanence.lm.rows import queries, rows_to_kv
 from tests.latent.helpers import small, small_lm
@@ -100,11 +102,11 @@ def chosen(lm, method, pool, choice) -> list[torch.Tensor]:
 def test_the_most_recent_and_the_oracles_rows(lm):
     method = small(lm)
     pool, slots = pools(lm, method)[2], method.config.long_slots
-    for layer, born in enumerate(chosen(lm, method, pool, reading.recent)):
+    for layer, born in enumerate(chosen(lm, method, pool, choices.recent)):
         alive = pool.long.blocks.born(layer)[pool.long.alive(layer)].sort().values
         assert born.tolist() == alive[-slots:].tolist()
     wanted = pool.long.blocks.born(0)[pool.long.alive(0)].sort().values[:3]
-    born = chosen(lm, method, pool, reading.oracle(lambda b: wanted))[0]
+    born = chosen(lm, method, pool, choices.oracle(lambda b: wanted))[0]
     assert set(wanted.tolist()) <= set(born.tolist())
     assert born.tolist() == sorted(born.tolist())
 
@@ -112,7 +114,7 @@ def test_the_most_recent_and_the_oracles_rows(lm):
 def test_rows_by_lot_and_by_attention_are_alive_and_different(lm):
     method = small(lm)
     pool = pools(lm, method)[2]
-    for choice in (reading.at_random(1), reading.attended):
+    for choice in (choices.at_random(1), choices.attended):
         for layer, born in enumerate(chosen(lm, method, pool, choice)):
             alive = set(pool.long.blocks.born(layer)[pool.long.alive(layer)].tolist())
             assert len(set(born.tolist())) == method.config.long_slots
@@ -125,7 +127,7 @@ def test_rows_by_attention_are_those_with_the_most_of_it(lm):
     pool = pools(lm, method)[2]
     hidden_BTC = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        found = reading.attended(reading.Asked(lm, method.modules(lm), 1, hidden_BTC, None), pool)[0]
+        found = choices.attended(choices.Asked(lm, method.modules(lm), 1, hidden_BTC, None), pool)[0]
         still = torch.zeros(4, dtype=torch.long)
         query_HTD = queries(lm.model, 1, hidden_BTC, still, "read")[0]
         row_NC = pool.long.blocks.rows(1, torch.arange(pool.long.blocks.num_rows))
@@ -136,3 +138,58 @@ def test_rows_by_attention_are_those_with_the_most_of_it(lm):
                 score = torch.stack([query_HTD[head, t] @ k[head // 2] for k in key]) / 16**0.5
                 total += score.softmax(0) / 16
     assert torch.allclose(found, total, atol=1e-5)
+
+
+def test_what_was_fetched_ahead_is_what_is_fetched_when_needed(lm):
+    """One pool and one for each row, with the layer after next never fetched before its turn."""
+    method = small(lm)
+    own = pools(lm, method)
+    for given in (own[:1], own):
+        plain, ahead = (method.prefix(lm, given) for _ in range(2))
+        ahead.ahead = True
+        prompts = [PROMPTS[0]] * 3
+        assert torch.equal(last(lm, prompts, plain), last(lm, prompts, ahead))
+
+
+def test_the_next_layer_is_fetched_while_one_is_read():
+    began: list[int] = []
+
+    def fetch(layer: int) -> list[torch.Tensor]:
+        began.append(layer)
+        return [torch.tensor([layer])]
+
+    rows = Ahead(fetch, 3, torch.device("cpu"))
+    assert [rows.take(0)[0].item(), rows.take(1)[0].item()] == [0, 1]
+    assert rows.take(2)[0].item() == 2
+    assert began == [0, 1, 2]
+
+
+def test_a_fetch_that_fails_is_an_error_where_its_layer_is_read():
+    def fetch(layer: int) -> list[torch.Tensor]:
+        if layer == 1:
+            raise OSError("the disk is gone")
+        return []
+
+    rows = Ahead(fetch, 2, torch.device("cpu"))
+    assert rows.take(0) == []
+    with pytest.raises(OSError, match="the disk is gone"):
+        rows.take(1)
+
+
+def test_a_prefix_in_int8_is_near_and_the_same_for_all_tokens(lm):
+    """Prefill and decoding see the same rounded keys and values, each within half a step of its vector's scale."""
+    own = pools(lm, small(lm))[2]
+    exact, coded = (small(lm, small_prefix=flag).prefix(lm, [own]) for flag in (False, True))
+    whole = last(lm, PROMPTS[1:2], coded)
+    assert torch.allclose(whole, last(lm, PROMPTS[1:2], exact), atol=0.05)
+    kv, near = SmallKV.of(exact(0, torch.empty(0))), exact.kvs[0]
+    for small_part, part in ((kv.kv.key_BGMD, near.key_BGMD), (kv.kv.value_BGMD, near.value_BGMD)):
+        step = part.abs().amax(-1, keepdim=True) / 127
+        assert ((small_part - part).abs() <= step / 2 + 1e-6).all()
+    assert kv.key_BGMD.dtype == kv.value_BGMD.dtype == torch.int8
+    cache, ids_BT = roomy_cache(lm.model), torch.tensor(PROMPTS[1:2])
+    with torch.no_grad():
+        for t in range(ids_BT.shape[1]):
+            at = torch.tensor([[coded.offset_tokens + t]])
+            step_BTV = lm.forward(ids_BT[:, t : t + 1], coded, at, None, cache, role="read")
+    assert torch.allclose(step_BTV[:, -1], whole, atol=1e-4)

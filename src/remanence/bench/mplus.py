@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence.bench.report import Figures, result
 from remanence.errors import ContextTooLong, InputError
+from remanence.latent.choices import at_random
 from remanence.latent.pool import Pool
-from remanence.latent.reading import at_random
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
 from remanence.lm.lora import LoraConfig, add_roles
@@ -84,12 +84,15 @@ class Options:
 
 
 def run(options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
-    """ "resident": the pool on the model's device; "offload": in RAM, a layer's rows fetched when it is reached."""
+    """ "resident": the pool on the model's device; "offload": in RAM, a layer's rows fetched a layer ahead.
+
+    "offload_int8": and what was read is held as int8.
+    """
     shape, device = SHAPES[options.shape], "cuda" if torch.cuda.is_available() else "cpu"
     lm = _model(shape, device, options.seed)
     results: dict[str, Figures] = {"plain": _plain(lm, shape, options)}
-    for name, offload in (("resident", False), ("offload", True)):
-        method = MPlus(replace(shape.method, offload=offload))
+    for name in ("resident", "offload", "offload_int8"):
+        method = MPlus(replace(shape.method, offload=name != "resident", small_prefix=name == "offload_int8"))
         method.modules(lm).to(lm.device, lm.dtype)
         results[name] = _pooled(lm, method, options, advance)
         del method
@@ -203,6 +206,7 @@ def _ratios(results: dict[str, Figures]) -> dict[str, float]:
         "writing_to_plain_pass": of("plain", "resident", "tokens_per_second"),
         "first_token_to_plain": of("resident", "plain", "first_token_seconds"),
         "offload_first_token": of("offload", "resident", "first_token_seconds"),
+        "int8_first_token": of("offload_int8", "offload", "first_token_seconds"),
         "offload_writing": of("resident", "offload", "tokens_per_second"),
         "retrieval_share": float(results["resident"]["retrieval_share"] or 0),
     }

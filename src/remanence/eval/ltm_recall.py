@@ -16,9 +16,10 @@ from remanence.errors import InputError
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
 from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts
+from remanence.latent.choices import Choice, at_random, attended, by_write, oracle, recent, trained
 from remanence.latent.dropping import POLICIES
 from remanence.latent.modules import LatentModules
-from remanence.latent.reading import Choice, PoolPrefix, at_random, attended, by_write, oracle, recent, trained
+from remanence.latent.reading import PoolPrefix
 from remanence.lm.lm import LM
 from remanence.methods import load as load_method
 from remanence.methods.mplus import MPlus

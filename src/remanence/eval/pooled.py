@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from remanence.eval.streams import Fact
+from remanence.latent.choices import Choice
 from remanence.latent.longterm import LongTerm
 from remanence.latent.pool import Pool
-from remanence.latent.reading import Choice, PoolPrefix
+from remanence.latent.reading import PoolPrefix
 from remanence.lm.decode import decode, pad_left
 from remanence.lm.lm import LM
 from remanence.methods.mplus import MPlus

@@ -71,11 +71,13 @@ def replaced(
     L, N, C = pool.row_LNC.shape
     index_LKC = dropped_LK[..., None].expand(-1, -1, C).to(pool.row_LNC.device)
     long = pool.long.stage(pool.row_LNC.gather(1, index_LKC), key_LKE, born_LN.gather(1, dropped_LK))
-    stayed_LNC = pool.row_LNC[kept_LN.to(pool.row_LNC.device)].view(L, N - K, C)
+    row_LNC, rows_kept_LN = torch.empty_like(pool.row_LNC), kept_LN.to(pool.row_LNC.device)
+    for layer in range(L):  # a layer at a time: two pools are held at once, not three
+        torch.cat([pool.row_LNC[layer, rows_kept_LN[layer]], fresh_LKC[layer].to(row_LNC)], out=row_LNC[layer])
     fresh_born_LK = (clock - K + 1 + torch.arange(K)).expand(L, -1)
     return replace(
         pool,
-        row_LNC=torch.cat([stayed_LNC, fresh_LKC.to(pool.row_LNC)], dim=1),
+        row_LNC=row_LNC,
         born_LN=torch.cat([born_LN[kept_LN].view(L, N - K), fresh_born_LK], dim=1),
         clock=clock,
         long=long,

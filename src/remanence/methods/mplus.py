@@ -15,11 +15,12 @@ from torch import Tensor
 from remanence.errors import InputError
 from remanence.latent import dropping
 from remanence.latent.blocks import Blocks, Place, Precision
+from remanence.latent.choices import Asked, Choice, by_write, relevance, trained
 from remanence.latent.kept import Kept
 from remanence.latent.longterm import Eviction, Keeping, LongTerm
 from remanence.latent.modules import LatentModules
 from remanence.latent.pool import Ages, Pool, replaced, seeded
-from remanence.latent.reading import Asked, Choice, PoolPrefix, by_write, relevance, trained
+from remanence.latent.reading import PoolPrefix
 from remanence.latent.retriever import scores
 from remanence.lm.decode import pad_left
 from remanence.lm.family import LayerPrefix, capture, watch
@@ -44,7 +45,8 @@ class MPlusConfig:
     than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
     `least_relevance`: where each layer's best write scores less for a prompt (mean over layers), the base model
     answers alone, as if nothing had been written; 0 (the paper): every prompt reads.
-    `offload`: the pool is in RAM, and a layer's rows go to the accelerator when the computation reaches it.
+    `offload`: the pool is in RAM, and a layer's rows go to the accelerator while the layer before it computes.
+    `small_prefix`: the keys and values that were read are held as int8.
     """
 
     chunk_tokens: int = 512
@@ -65,6 +67,7 @@ class MPlusConfig:
     least_relevance: float = 0.0
     precision: Precision = "bfloat16"
     offload: bool = False
+    small_prefix: bool = False
 
     def __post_init__(self) -> None:
         dropping.policy(self.drop)
@@ -337,8 +340,9 @@ class MPlus(Method):
         """
         if choice is None:
             choice = trained if self.config.ranked == "rows" else by_write(self.config.write_rows)
-        fill = self.config.eviction == "reference"
-        return PoolPrefix(lm, self.modules(lm), pools, self.config.long_slots, choice, mask_BT, fill)
+        c, modules = self.config, self.modules(lm)
+        fill, ahead = c.eviction == "reference", lm.device.type != "cpu"
+        return PoolPrefix(lm, modules, pools, c.long_slots, choice, mask_BT, fill, small=c.small_prefix, ahead=ahead)
 
     def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
         """Fresh rows read by themselves, `[first vector; K rows]`, with the writer's adapter (their "two-chunk")."""
