@@ -39,6 +39,13 @@ class Options:
             raise InputError("a stop string is empty, which would end every answer at once", "leave it out")
 
 
+def read_or_not(reads: Sequence[bool]) -> Iterator[tuple[bool, list[int]]]:
+    """Rows that read memory, then rows that are left to the base model; neither where there is none."""
+    for is_read in (True, False):
+        if rows := [row for row, read in enumerate(reads) if read is is_read]:
+            yield is_read, rows
+
+
 class Generation:
     """A batch of answers while they are generated, and what each was recalled from."""
 

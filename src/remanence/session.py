@@ -10,7 +10,7 @@ from typing import Any
 from remanence import answers, methods
 from remanence.bank import Bank, Draft
 from remanence.errors import InputError
-from remanence.generation import Generation, Options, Stream
+from remanence.generation import Generation, Options, Stream, read_or_not
 from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt
 from remanence.methods.mplus import MPlus
@@ -337,10 +337,9 @@ class Session:
         pool = self._pool.now if self._pool else None
         recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
         reads = self.method.is_about(self.lm, recall, asked) if chosen.recall else [False] * len(asked)
-        for flag in (True, False):
-            if rows := [row for row, read in enumerate(reads) if read is flag]:
-                part = [asked[row] for row in rows]
-                yield rows, Generation(self.lm, self.method, recall if flag else None, part, chosen, begun)
+        for is_read, rows in read_or_not(reads):
+            part = [asked[row] for row in rows]
+            yield rows, Generation(self.lm, self.method, recall if is_read else None, part, chosen, begun)
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from remanence.errors import InputError
 from remanence.eval.run import Bar
 from remanence.eval.streams import check_files, other_texts
+from remanence.generation import read_or_not
 from remanence.latent.pool import Pool
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
@@ -66,9 +67,8 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
                 if pool is not None and method.config.least_relevance:
                     reads = method.knows(lm, pool, [text[: _lead(text)] for text in batch])
                 num_read += sum(reads)
-                for flag in (True, False):
-                    if part := [text for text, read in zip(batch, reads, strict=True) if read is flag]:
-                        losses += _losses(lm, method, pool if flag else None, part)
+                for is_read, rows in read_or_not(reads):
+                    losses += _losses(lm, method, pool if is_read else None, [batch[row] for row in rows])
                 advance(len(batch))
         loss = sum(losses) / len(losses)
         systems[name] = {"loss_nats": loss, "perplexity": exp(loss), "tokens": len(losses), "read": num_read}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from remanence.eval.streams import Fact
+from remanence.generation import read_or_not
 from remanence.latent.choices import Choice
 from remanence.latent.longterm import LongTerm
 from remanence.latent.pool import Pool
@@ -85,19 +86,20 @@ class PoolReader:
         elif self.method.config.least_relevance:
             reads = [self.method.knows(self.lm, pool, [p])[0] for pool, p in zip(pools, prompts, strict=True)]
         answers: dict[int, str] = {}
-        if yes := [i for i, read in enumerate(reads) if read]:
-            own = pools if len(pools) == 1 else [pools[i] for i in yes]
-            answers |= zip(yes, self._decoded([prompts[i] for i in yes], own), strict=True)
-        if no := [i for i, read in enumerate(reads) if not read]:
-            plain = [[*self.lm.bos, *prompts[i]] for i in no]
-            *_, rows = decode(self.lm, plain, max_tokens=self.max_tokens, stop=("\n", *self.lm.stop))
-            answers |= zip(no, (row.text.strip() for row in rows), strict=True)
+        for is_read, rows in read_or_not(reads):
+            own = pools if len(pools) == 1 else [pools[i] for i in rows]
+            found = self._decoded([prompts[i] for i in rows], own if is_read else None)
+            answers |= zip(rows, found, strict=True)
         return [answers[i] for i in range(len(prompts))]
 
-    def _decoded(self, prompts: list[list[int]], pools: Sequence[Pool]) -> list[str]:
-        prefix = self.method.prefix(self.lm, pools, pad_left(prompts, self.lm.device)[1])
-        stop = ("\n", *self.lm.stop)
-        *_, rows = decode(self.lm, prompts, prefix, max_tokens=self.max_tokens, stop=stop, role="read")
+    def _decoded(self, prompts: list[list[int]], pools: Sequence[Pool] | None) -> list[str]:
+        """`pools` None: the base model, with its BOS."""
+        stop, prefix, role = ("\n", *self.lm.stop), None, None
+        if pools is None:
+            prompts = [[*self.lm.bos, *prompt] for prompt in prompts]
+        else:
+            prefix, role = self.method.prefix(self.lm, pools, pad_left(prompts, self.lm.device)[1]), "read"
+        *_, rows = decode(self.lm, prompts, prefix, max_tokens=self.max_tokens, stop=stop, role=role)
         return [row.text.strip() for row in rows]
 
     @torch.no_grad()
