@@ -72,9 +72,9 @@ def test_recall_and_perplexity(call):
 
 
 def test_a_retriever_that_is_not_there_is_named(call):
-    outcome = call("eval", "ltm-recall", "--losses", "none", *SMALL)
+    outcome = call("eval", "ltm-recall", "--losses", "none.safetensors", *SMALL)
     assert outcome.code == 2
-    assert "retriever-none.safetensors" in outcome.err
+    assert "none.safetensors" in outcome.err
 
 
 @pytest.mark.parametrize(

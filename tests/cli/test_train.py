@@ -15,6 +15,12 @@ def test_bad_input_is_one_line_and_code_2(call):
         assert "is called 'nonsense'" in outcome.err
 
 
+@pytest.mark.parametrize("stage", ["export", "retrievers"])
+def test_what_needs_a_trained_adapter_says_so(call, stage):
+    outcome = call("train", "nano-mplus", "--stage", stage, "--out", "nothing")
+    assert (outcome.code, "'nothing' holds no checkpoint" in outcome.err) == (2, True)
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_the_log_is_shown_and_as_json_the_final_figures_alone(call, tmp_path, monkeypatch, options):
     records: list[dict[str, Any]] = [

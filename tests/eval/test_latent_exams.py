@@ -126,7 +126,7 @@ def test_recall_is_all_for_the_oracle_and_about_chance_for_lots(lm, books, tmp_p
     with pytest.raises(InputError, match="there is no 'best'"):
         replace(options, choices=("best",))
     with pytest.raises(InputError, match="no retriever can be read"):
-        ltm_recall.run(lm, replace(options, losses=("balanced",)), no_bar, tmp_path)
+        ltm_recall.run(lm, replace(options, losses=("balanced.safetensors",)), no_bar, tmp_path)
 
 
 def test_perplexity_of_the_base_is_its_own_loss(lm, books, tmp_path: Path):

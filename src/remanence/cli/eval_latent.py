@@ -78,7 +78,7 @@ def ltm_recall(
         str, typer.Option("--choices", metavar="A,B", help="writes, rows, attended, recent, random, oracle.")
     ] = "writes,rows,attended,recent,random,oracle",
     losses: Annotated[
-        str, typer.Option("--losses", metavar="A,B", help="trained, or NAME of retriever-NAME.safetensors.")
+        str, typer.Option("--losses", metavar="A,B", help="trained, or files of `train nano-mplus --stage retrievers`.")
     ] = "trained",
     data: DataOption = None,
     distractors: DistractorsOption = None,

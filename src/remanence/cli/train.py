@@ -14,12 +14,13 @@ from remanence.cli import options as o
 from remanence.cli.terminal import print_json
 
 LATENT = "nano-mplus"
+RETRIEVERS = "retrievers"
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus.")] = "nano",
     stage: Annotated[
-        str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, or all of the recipe's.")
+        str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, retrievers, or all.")
     ] = "all",
     data: Annotated[
         Path | None,
@@ -54,14 +55,14 @@ def train(
     names = (*RECIPES, LATENT)
     if recipe not in names:
         raise InputError(f"no recipe is called {recipe!r}", f"use one of {', '.join(names)}")
-    if stage not in (*STAGES, "all"):
+    if stage not in (*STAGES, "all") and (recipe, stage) != (LATENT, RETRIEVERS):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
     if recipe == LATENT:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            if stage not in ("all", "export") or start or compiled:
+            if stage not in ("all", "export", RETRIEVERS) or start or compiled:
                 raise InputError(f"{LATENT} has no --stage {stage}, --start or --compile", "leave them out")
-            _train_latent(data, out, steps, resume, only_export=stage == "export")
+            _train_latent(data, out, steps, resume, stage)
         if as_json:
             print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
         return
@@ -75,19 +76,28 @@ def train(
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
 
 
-def _train_latent(data: Path | None, out: Path, steps: int | None, resume: bool, *, only_export: bool) -> None:
-    """The adapter of M+: one stage after the other, then what `--model FOLDER/nano-mplus` loads."""
+def _train_latent(data: Path | None, out: Path, steps: int | None, resume: bool, stage: str) -> None:
+    """The adapter of M+: its phases one after the other, then what `--model FOLDER/nano-mplus` loads.
+
+    Stage "retrievers": other projectors for the adapter that is trained already, beside it.
+    """
     from remanence.errors import InputError
-    from remanence.train import latent, latent_export, latent_run, latent_start
+    from remanence.train import latent, latent_export, latent_run, latent_start, retriever
     from remanence.train.recipes.nano_mplus import LatentRecipe
 
+    if stage != "all" and not (out / "latent").exists():
+        raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     recipe = LatentRecipe()
     run = latent_start.start_latent_run(recipe, recipe.base, data, out)
-    if only_export and not (out / "latent").exists():
-        raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
-    if (resume or only_export) and (out / "latent").exists():
+    if (resume or stage != "all") and (out / "latent").exists():
         latent_run.resume(run)
-    if not only_export:
+    if stage == RETRIEVERS:
+        (out / LATENT).mkdir(exist_ok=True)
+        for loss in retriever.LOSSES:
+            file = out / LATENT / f"retriever-{loss}.safetensors"
+            retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
+        return
+    if stage == "all":
         latent.train(run, recipe.num_steps, stop=steps)
     num_bytes = latent_export.export_latent(run, out / LATENT, recipe.base)
     run.log({"step": run.step, "stage": "export", "bytes": num_bytes})

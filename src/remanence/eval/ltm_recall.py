@@ -28,7 +28,8 @@ from remanence.provenance import commit, machine
 CHOICES = ("writes", "rows", "attended", "recent", "random", "oracle")
 """writes: the co-trained retriever asked for whole writes; rows: for single ones, as the authors' code asks."""
 TRAINED = "trained"
-"""The loss of the retriever that the model folder holds; others are files `retriever-NAME.safetensors` beside it."""
+"""The loss of the retriever that the model folder holds; another is the path of a file that
+`train --stage retrievers` wrote."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
             _write(reader, kept, options, bar, f"retriever {loss}, drop {drop}")
             for choice in options.choices:
                 figures = _figures(reader, kept, choice, options)
-                table.append({"loss": loss, "drop": drop, "choice": choice, **figures})
+                table.append({"loss": Path(loss).stem, "drop": drop, "choice": choice, **figures})
             reader.close()
-    first = (options.losses[0], options.drops[0])
+    first = (Path(options.losses[0]).stem, options.drops[0])
     return {
         "task": "ltm-recall",
         "n": len(kept),
@@ -91,7 +92,7 @@ def _modules(lm: LM, method: MPlus, loss: str) -> LatentModules:
     if loss == TRAINED:
         return modules
     other = LatentModules.beside(lm, method.config.key_width, method.config.pool_rows)
-    other.load_retriever((lm.folder or Path()) / f"retriever-{loss}.safetensors")
+    other.load_retriever(Path(loss))
     return other
 
 

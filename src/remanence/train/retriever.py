@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +20,8 @@ from remanence.train.projector_start import match_words
 from remanence.train.recipes.nano_mplus import LatentPhase
 
 Loss = Literal["start", "balanced", "contrastive"]
-DOCUMENTS = 32
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+DOCUMENTS, STEPS = 32, 150
 
 
 def train_retriever(run: LatentRun, loss: Loss, num_steps: int, file: Path) -> None:
