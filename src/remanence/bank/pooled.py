@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from remanence.errors import BankCorrupted
-from remanence.sealed import read_sealed
 
 FOLDER = "pools"
 
@@ -22,6 +21,8 @@ def pool_files(bank: Path | None, namespace: str) -> list[Path]:
 
 def pool_problems(bank: Path | None, namespace: str) -> list[str]:
     """Of files that are not what was written; a session warns of such a one and reads the texts again."""
+    from remanence.sealed import read_sealed  # loads torch, which a bank of texts does without
+
     problems = []
     for file in pool_files(bank, namespace):
         try:
