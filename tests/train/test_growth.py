@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from remanence.errors import InputError
 from remanence.train.growth import grown, sources
 from remanence.train.model import build_model
-from remanence.train.recipes.nano import Shape
+from remanence.train.shapes import Shape
 from remanence.train.start import load_model
 
 SHAPE = Shape(vocab_size=64, width=32, mlp_width=64, num_layers=3, num_heads=2, num_kv_heads=1, max_positions=64)

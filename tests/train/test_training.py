@@ -17,9 +17,10 @@ from remanence.train import checkpoint, loop, memory
 from remanence.train.corpora import Corpora
 from remanence.train.export import export
 from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
-from remanence.train.recipes.nano import Phase, Recipe, Shape
+from remanence.train.recipes.nano import Phase, Recipe
 from remanence.train.retrieval import HeadRecipe
 from remanence.train.rows import book_row
+from remanence.train.shapes import Shape
 from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
 
 SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)

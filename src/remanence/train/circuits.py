@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remanence.train.model import ROPE_THETA
+from remanence.train.shapes import ROPE_THETA
 
 
 @dataclass(frozen=True)

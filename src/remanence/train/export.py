@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from remanence.train.model import build_model
-from remanence.train.recipes.nano import Shape
 from remanence.train.retrieval import Head
+from remanence.train.shapes import Shape
 
 
 def export(

@@ -11,15 +11,13 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from remanence.lm import seam
-from remanence.train.recipes.nano import Shape
+from remanence.train.shapes import Shape
 
-ROPE_THETA = 10_000.0
-"""What LlamaConfig sets where nothing is said."""
 FAST = "remanence_fast"
 
 
 def build_model(shape: Shape, seed: int) -> Any:
-    """A Llama with random weights (normal, standard deviation 0.02) and tied embeddings."""
+    """A Llama with random weights (normal, standard deviation 0.02)."""
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.width,
@@ -27,9 +25,10 @@ def build_model(shape: Shape, seed: int) -> Any:
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.width // shape.num_heads,
+        head_dim=shape.head_dim,
         max_position_embeddings=shape.max_positions,
-        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=shape.tied,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,

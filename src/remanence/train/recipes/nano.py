@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama architecture with tied embeddings."""
-
-    vocab_size: int = 8192
-    width: int = 256
-    mlp_width: int = 512
-    num_layers: int = 8
-    num_heads: int = 8
-    num_kv_heads: int = 8
-    max_positions: int = 2048
+from remanence.train.shapes import Shape
 
 
 @dataclass(frozen=True)

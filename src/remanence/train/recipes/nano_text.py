@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from remanence.train.recipes.nano import Phase, Recipe, Shape
+from remanence.train.recipes.nano import Phase, Recipe
+from remanence.train.shapes import Shape
 
 
 def nano_text() -> Recipe:

@@ -1,0 +1,55 @@
+"""Shapes of models by name: ours, and those of the papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROPE_THETA = 10_000.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama architecture: gated MLP, RMSNorm, no bias. `head_dim` None: the width over the heads."""
+
+    vocab_size: int = 8192
+    width: int = 256
+    mlp_width: int = 512
+    num_layers: int = 8
+    num_heads: int = 8
+    num_kv_heads: int = 8
+    max_positions: int = 2048
+    head_width: int | None = None
+    tied: bool = True
+    rope_theta: float = ROPE_THETA
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_width or self.width // self.num_heads
+
+    @property
+    def projection_parameters(self) -> int:
+        """Of queries, keys, values and output of one layer."""
+        return 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
+
+    @property
+    def layer_parameters(self) -> int:
+        """In the matrices of one layer; norms are left out, as the paper leaves them out."""
+        return self.projection_parameters + 3 * self.width * self.mlp_width
+
+    @property
+    def embedding_parameters(self) -> int:
+        return (1 if self.tied else 2) * self.vocab_size * self.width
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them, norms too."""
+        return self.num_layers * (self.layer_parameters + 2 * self.width) + self.width + self.embedding_parameters
+
+
+SHAPES = {
+    "nano": Shape(),
+    "0.9b": Shape(60_416, 2048, 2048, 40, 32, 8, 2304, tied=False),
+    "2b": Shape(60_416, 3200, 3200, 44, 40, 8, 2304, tied=False),
+    "llama-3.1-8b": Shape(128_256, 4096, 14_336, 32, 32, 8, 131_072, tied=False, rope_theta=500_000.0),
+}
+"""0.9b and 2b: Memory³'s ablation and its model (§3.4, §5); that embeddings are not tied there is inferred."""
