@@ -14,6 +14,9 @@ RemanenceError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class RemanenceError(Exception):
     """`str(error)` is one line: what is wrong, then ` -> ` and the way out."""
@@ -61,3 +64,9 @@ class BankBusy(BankError):
 
 class UnknownChunk(BankError):
     """A chunk id that the bank does not hold."""
+
+
+def suggest(name: str, allowed: Sequence[str]) -> str:
+    """A hint for a name that does not exist: the nearest one that does, and all of them."""
+    near = difflib.get_close_matches(name, allowed, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(allowed)}"

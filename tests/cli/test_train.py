@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from remanence.errors import InputError
 from remanence.train import start
+from remanence.train.recipes import LATENT_RECIPES, RECIPES
+from remanence.train.recipes.override import leaves, override
 
 
 def test_bad_input_is_one_line_and_code_2(call):
@@ -19,6 +22,19 @@ def test_bad_input_is_one_line_and_code_2(call):
 def test_what_needs_a_trained_adapter_says_so(call, stage):
     outcome = call("train", "nano-mplus", "--stage", stage, "--out", "nothing")
     assert (outcome.code, "'nothing' holds no checkpoint" in outcome.err) == (2, True)
+
+
+def test_recipes_are_listed_and_their_fields_set(call):
+    shown = call("train", "--list").out
+    assert "nano-mplus" in shown
+    assert call("train", "--list", "--json").json["nano"]["shape"]["width"] == 256
+    for wrong, told in (
+        ("shape.widht=128", "did you mean 'width'?"),
+        ("shape.width=wide", "'wide' is no int"),
+        ("shape", "sets no field"),
+    ):
+        outcome = call("train", "nano", "--set", wrong)
+        assert (outcome.code, told in " ".join(outcome.err.split())) == (2, True)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -43,3 +59,19 @@ def test_the_log_is_shown_and_as_json_the_final_figures_alone(call, tmp_path, mo
     figures = {"stage": "warmup", "step": 2, "loss": 2.0, "exact": 0.1}
     assert outcome.json == {"recipe": "nano", "out": ".", "stages": {"warmup": figures}}
     assert len(outcome.err.splitlines()) == 2
+
+
+def test_a_recipe_with_other_fields_differs_in_these_alone():
+    recipe = RECIPES["nano"]()
+    changed = override(recipe, ["shape.width=128", "warmup.1.squad=0", 'stages=["warmup"]', "continual.0.slots=null"])
+    assert (changed.shape.width, changed.warmup[1].squad, changed.stages) == (128, 0.0, ("warmup",))
+    assert changed.continual[0].slots is None
+    assert changed.warmup[0] == recipe.warmup[0]
+    latent = override(LATENT_RECIPES["nano-mplus"](), ["method.write_rows=32", "base=tiny"])
+    assert (latent.method["write_rows"], latent.base) == (32, "tiny")
+    assert leaves(changed)["shape.width"] == 128
+    assert override(recipe, [f"{path}={json.dumps(value)}" for path, value in leaves(recipe).items()]) == recipe
+    with pytest.raises(InputError, match="there is no field '7'"):
+        override(recipe, ["warmup.7.squad=0"])
+    with pytest.raises(InputError, match="it has no fields"):
+        override(recipe, ["seed.x=1"])

@@ -5,16 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remanence.cli import options as o
-from remanence.cli.terminal import print_json
+from remanence.cli.terminal import print_json, say
 
-LATENT = "nano-mplus"
+if TYPE_CHECKING:
+    from remanence.train.recipes.nano_mplus import LatentRecipe
+
 RETRIEVERS = "retrievers"
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field; may be repeated.")
+]
+ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their fields; train nothing.")]
 
 
 def train(
@@ -36,6 +44,8 @@ def train(
         Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    settings: SetOption = [],  # noqa: B006 (typer copies it)
+    listed: ListOption = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
     ] = False,
@@ -48,58 +58,72 @@ def train(
     """
     import torch
 
-    from remanence.errors import InputError
-    from remanence.train.recipes import RECIPES
+    from remanence.errors import InputError, suggest
+    from remanence.train.recipes import LATENT_RECIPES, RECIPES
+    from remanence.train.recipes.override import override
     from remanence.train.start import STAGES, run_stage, start_run
 
-    names = (*RECIPES, LATENT)
-    if recipe not in names:
-        raise InputError(f"no recipe is called {recipe!r}", f"use one of {', '.join(names)}")
-    if stage not in (*STAGES, "all") and (recipe, stage) != (LATENT, RETRIEVERS):
+    recipes = {**RECIPES, **LATENT_RECIPES}
+    if listed:
+        _list(recipes, as_json)
+        return
+    if recipe not in recipes:
+        raise InputError(f"no recipe is called {recipe!r}", suggest(recipe, list(recipes)))
+    if stage not in (*STAGES, "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
     torch.set_num_threads(threads)
-    if recipe == LATENT:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            if stage not in ("all", "export", RETRIEVERS) or start or compiled:
-                raise InputError(f"{LATENT} has no --stage {stage}, --start or --compile", "leave them out")
-            _train_latent(data, out, steps, resume, stage)
-        if as_json:
-            print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
-        return
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        chosen = RECIPES[recipe]()
-        stages = chosen.stages if stage == "all" else (stage,)
-        for one in stages:
-            run = start_run(chosen, data, out, start if one == stages[0] else None, compiled)
-            run_stage(run, one, steps, resume and (out / one).exists())
+        if recipe in LATENT_RECIPES:
+            if stage not in ("all", "export", RETRIEVERS) or start or compiled:
+                raise InputError(f"{recipe} has no --stage {stage}, --start or --compile", "leave them out")
+            _train_latent(override(LATENT_RECIPES[recipe](), settings), out / recipe, data, steps, resume, stage)
+        else:
+            chosen = override(RECIPES[recipe](), settings)
+            stages = chosen.stages if stage == "all" else (stage,)
+            for one in stages:
+                run = start_run(chosen, data, out, start if one == stages[0] else None, compiled)
+                run_stage(run, one, steps, resume and (out / one).exists())
     if as_json:
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
 
 
-def _train_latent(data: Path | None, out: Path, steps: int | None, resume: bool, stage: str) -> None:
-    """The adapter of M+: its phases one after the other, then what `--model FOLDER/nano-mplus` loads.
+def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:
+    from remanence.train.recipes.override import leaves
+
+    if as_json:
+        print_json({name: asdict(make()) for name, make in recipes.items()})
+        return
+    for name, make in recipes.items():
+        say((name, "bold"), f"  {(make.__doc__ or '').splitlines()[0]}")
+        for path, value in leaves(make()).items():
+            say((f"  {path:<28}", "dim"), f" {json.dumps(value)}")
+
+
+def _train_latent(
+    recipe: LatentRecipe, adapter: Path, data: Path | None, steps: int | None, resume: bool, stage: str
+) -> None:
+    """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
 
     Stage "retrievers": other projectors for the adapter that is trained already, beside it.
     """
     from remanence.errors import InputError
     from remanence.train import latent, latent_export, latent_run, latent_start, retriever
-    from remanence.train.recipes.nano_mplus import LatentRecipe
 
+    out = adapter.parent
     if stage != "all" and not (out / "latent").exists():
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
-    recipe = LatentRecipe()
     run = latent_start.start_latent_run(recipe, recipe.base, data, out)
     if (resume or stage != "all") and (out / "latent").exists():
         latent_run.resume(run)
     if stage == RETRIEVERS:
-        (out / LATENT).mkdir(exist_ok=True)
+        adapter.mkdir(exist_ok=True)
         for loss in retriever.LOSSES:
-            file = out / LATENT / f"retriever-{loss}.safetensors"
+            file = adapter / f"retriever-{loss}.safetensors"
             retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
         return
     if stage == "all":
         latent.train(run, recipe.num_steps, stop=steps)
-    num_bytes = latent_export.export_latent(run, out / LATENT, recipe.base)
+    num_bytes = latent_export.export_latent(run, adapter, recipe.base)
     run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
-from remanence.errors import InputError
+from remanence.errors import InputError, suggest
 from remanence.lm.lm import LM
 from remanence.methods.base import Method, Prompt, Reading, Recaller
 
@@ -35,10 +34,10 @@ def load(name: str, lm: LM, preset: str | None = None) -> Method:
     methods = known()
     cls = methods.get(name)
     if cls is None:
-        raise InputError(f"no memory method {name!r}", _suggest(name, sorted(methods)))
+        raise InputError(f"no memory method {name!r}", suggest(name, sorted(methods)))
     preset = preset or inline
     if preset and preset not in cls.presets:
-        raise InputError(f"method {name!r} has no preset {preset!r}", _suggest(preset, sorted(cls.presets)))
+        raise InputError(f"method {name!r} has no preset {preset!r}", suggest(preset, sorted(cls.presets)))
     config = cls.presets[preset or next(iter(cls.presets))](lm)
     return cls(config if preset else _with_settings(config, name, lm))
 
@@ -48,12 +47,7 @@ def _with_settings(config: Any, name: str, lm: LM) -> Any:
     settings = lm.settings.get(name, {})
     allowed = [field.name for field in dataclasses.fields(config)]
     if unknown := sorted(set(settings) - set(allowed)):
-        hint = _suggest(unknown[0], allowed)
+        hint = suggest(unknown[0], allowed)
         raise InputError(f"the settings of {lm.name} for {name} have an unknown field {unknown[0]!r}", hint)
     values = {field: tuple(value) if isinstance(value, list) else value for field, value in settings.items()}
     return dataclasses.replace(config, **values)
-
-
-def _suggest(name: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, 1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(allowed)}"

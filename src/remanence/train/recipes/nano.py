@@ -71,3 +71,8 @@ class Recipe:
     eval_every: int = 200
     stages: tuple[str, ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0
+
+
+def nano() -> Recipe:
+    """The bundled model: short passages of facts, first as text, then as explicit memory."""
+    return Recipe()

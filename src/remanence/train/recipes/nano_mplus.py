@@ -90,3 +90,8 @@ class LatentRecipe:
     decay_share: float = 0.6
     clip_norm: float = 1.0
     eval_every: int = 200
+
+
+def nano_mplus() -> LatentRecipe:
+    """The bundled adapter of nano that reads and writes latent memory."""
+    return LatentRecipe()
