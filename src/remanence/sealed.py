@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from remanence.errors import BankCorrupted
+from remanence.errors import BankCorrupted, BankMismatch
 from remanence.files import write_whole
 
 
@@ -23,16 +23,22 @@ def write_sealed(file: Path, tensors: Mapping[str, Tensor], told: Mapping[str, s
 
 
 def read_sealed(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What was told and the tensors; BankCorrupted for a file that is cut or changed."""
+    """What was told and the tensors.
+
+    Raises BankCorrupted for a file that is cut or changed, BankMismatch for one that was not written here.
+    """
     try:
         with safe_open(file, "pt") as opened:
             told = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
     except (OSError, SafetensorError) as error:
-        raise BankCorrupted(
-            f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}", "restore it from a copy"
-        ) from error
-    if told.pop("checksum", None) != _checksum(tensors, told):
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise BankCorrupted(f"{str(file)!r} cannot be read: {reason}", "restore it from a copy") from error
+    if "checksum" not in told:
+        raise BankMismatch(f"{str(file)!r} has no checksum", "name a file that remanence has written")
+    if told.pop("checksum") != _checksum(tensors, told):
         raise BankCorrupted(
             f"{str(file)!r} is not what was written", "restore it from a copy, or write its texts again"
         )

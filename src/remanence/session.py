@@ -305,7 +305,7 @@ class Session:
         """The answer to a question or a conversation, and what it was recalled from.
 
         `without`: chunk ids that must not be recalled. `recall` False: the plain model. Raises ContextTooLong, and
-        UnknownChunk for an id that is not in the bank.
+        UnknownChunk for an id that the bank does not hold (any more).
         """
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         return self.generate_batch([prompt], stop=stop, without=without, recall=recall, **options)[0]
@@ -333,7 +333,8 @@ class Session:
         begun = time.monotonic()
         seed = self.seed if options.get("seed") is None else options["seed"]
         chosen, asked = Options(**{**options, "seed": seed}), [self._prompt(prompt) for prompt in prompts]
-        self.bank.get(list(chosen.without))
+        if chosen.without:
+            self.bank.get(list(chosen.without))
         pool = self._pool.now if self._pool else None
         recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
         reads = self.method.is_about(self.lm, recall, asked) if chosen.recall else [False] * len(asked)

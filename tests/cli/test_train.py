@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def test_recipes_are_listed_and_their_fields_set(call):
     assert call("train", "--list", "--json").json["nano"]["shape"]["width"] == 256
     for wrong, told in (
         ("shape.widht=128", "did you mean 'width'?"),
-        ("shape.width=wide", "'wide' is no int"),
+        ("shape.width=wide", "Input should be a valid integer"),
         ("shape", "sets no field"),
     ):
         outcome = call("train", "nano", "--set", wrong)
@@ -69,9 +70,12 @@ def test_a_recipe_with_other_fields_differs_in_these_alone():
     assert changed.warmup[0] == recipe.warmup[0]
     latent = override(LATENT_RECIPES["nano-mplus"](), ["method.write_rows=32", "base=tiny"])
     assert (latent.method["write_rows"], latent.base) == (32, "tiny")
-    assert leaves(changed)["shape.width"] == 128
-    assert override(recipe, [f"{path}={json.dumps(value)}" for path, value in leaves(recipe).items()]) == recipe
+    assert leaves(asdict(changed))["shape.width"] == 128
+    assert override(recipe, [f"{path}={json.dumps(value)}" for path, value in leaves(asdict(recipe)).items()]) == recipe
     with pytest.raises(InputError, match="there is no field '7'"):
         override(recipe, ["warmup.7.squad=0"])
     with pytest.raises(InputError, match="it has no fields"):
         override(recipe, ["seed.x=1"])
+    for wrong in ("seed=null", "shape.head_width=wide", "warmup.0.passages=[1]", 'stages=["warmpu"]', "clip_norm=NaN"):
+        with pytest.raises(InputError):
+            override(recipe, [wrong])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+
 import pytest
 import torch
 
 from remanence.errors import InputError
 from remanence.latent import choices
 from remanence.latent.ahead import Ahead
+from remanence.latent.blocks import rounded
 from remanence.latent.small_kv import SmallKV
 from remanence.lm.cache import roomy_cache
 from remanence.lm.rows import queries, rows_to_kv
@@ -141,7 +146,7 @@ def test_rows_by_attention_are_those_with_the_most_of_it(lm):
 
 
 def test_what_was_fetched_ahead_is_what_is_fetched_when_needed(lm):
-    """One pool and one for each row, with the layer after next never fetched before its turn."""
+    """One pool and one for each row."""
     method = small(lm)
     own = pools(lm, method)
     for given in (own[:1], own):
@@ -152,16 +157,39 @@ def test_what_was_fetched_ahead_is_what_is_fetched_when_needed(lm):
 
 
 def test_the_next_layer_is_fetched_while_one_is_read():
-    began: list[int] = []
+    began = [threading.Event() for _ in range(3)]
 
     def fetch(layer: int) -> list[torch.Tensor]:
-        began.append(layer)
+        began[layer].set()
         return [torch.tensor([layer])]
 
     rows = Ahead(fetch, 3, torch.device("cpu"))
-    assert [rows.take(0)[0].item(), rows.take(1)[0].item()] == [0, 1]
-    assert rows.take(2)[0].item() == 2
-    assert began == [0, 1, 2]
+    assert rows.take(0)[0].item() == 0
+    assert began[1].wait(10), "nobody has asked for it yet"
+    assert not began[2].is_set()
+    assert [rows.take(1)[0].item(), rows.take(2)[0].item()] == [1, 2]
+
+
+def test_a_prefix_that_was_fetched_ahead_is_gone_when_nobody_holds_it(lm):
+    method = small(lm)
+    prefix = method.prefix(lm, pools(lm, method)[2:])
+    prefix.ahead = True
+    gc.disable()
+    try:
+        last(lm, PROMPTS[:1], prefix)
+        held = weakref.ref(prefix)
+        del prefix
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounded_vectors_are_within_half_a_step(dtype):
+    vectors = torch.randn(200, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    code, scale = rounded(vectors)
+    assert ((code * scale - vectors.float()).abs() <= scale * 0.501).all()
+    assert int(code.abs().max()) == 127
 
 
 def test_a_fetch_that_fails_is_an_error_where_its_layer_is_read():
@@ -182,7 +210,8 @@ def test_a_prefix_in_int8_is_near_and_the_same_for_all_tokens(lm):
     exact, coded = (small(lm, small_prefix=flag).prefix(lm, [own]) for flag in (False, True))
     whole = last(lm, PROMPTS[1:2], coded)
     assert torch.allclose(whole, last(lm, PROMPTS[1:2], exact), atol=0.05)
-    kv, near = SmallKV.of(exact(0, torch.empty(0))), exact.kvs[0]
+    near = exact(0, torch.empty(0))
+    kv = SmallKV.of(near)
     for small_part, part in ((kv.kv.key_BGMD, near.key_BGMD), (kv.kv.value_BGMD, near.value_BGMD)):
         step = part.abs().amax(-1, keepdim=True) / 127
         assert ((small_part - part).abs() <= step / 2 + 1e-6).all()

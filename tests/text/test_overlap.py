@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remanence.errors import InputError
 from remanence.text.overlap import PAIRS, overlaps
 from tests.reference.overlap import overlap
 
@@ -37,6 +38,11 @@ def test_a_subsequence_spread_over_more_than_the_window_does_not_count():
     reference = list(range(10))
     spread = [token for n in reference for token in (n, *([99] * 4))]
     assert overlaps([(reference, reference), (spread, reference)]) == [1.0, 0.5]
+
+
+def test_ids_of_no_vocabulary_are_refused():
+    with pytest.raises(InputError, match="below 0"):
+        overlaps([([1, 5], [7, -1])])
 
 
 def test_more_pairs_than_one_batch_keep_their_order():

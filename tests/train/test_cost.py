@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remanence.train.cost import (
-    Reading,
+    MemoryShape,
     break_even,
     forward_flops,
     read_flops,
@@ -17,7 +17,7 @@ from remanence.train.cost import (
 from remanence.train.model import build_model
 from remanence.train.shapes import SHAPES, Shape
 
-READING = Reading()
+MEMORY = MemoryShape()
 TERA = 1e12
 
 
@@ -45,11 +45,11 @@ def test_heads_need_not_fill_the_width():
 def test_the_cost_of_each_kind_of_memory():
     """Memory³ App. A: 0.308 to write, 1.44e-4 to read, 0.624 as text, 2.24 to train on."""
     shape = SHAPES["2b"]
-    assert write_flops(shape, READING) / TERA == pytest.approx(0.30818, abs=5e-6)
-    assert read_flops(shape, READING) / TERA == pytest.approx(1.4418e-4, abs=5e-9)
-    assert text_flops(shape, READING) / TERA == pytest.approx(0.62422, abs=5e-6)
+    assert write_flops(shape, MEMORY) / TERA == pytest.approx(0.30818, abs=5e-6)
+    assert read_flops(shape, MEMORY) / TERA == pytest.approx(1.4418e-4, abs=5e-9)
+    assert text_flops(shape, MEMORY) / TERA == pytest.approx(0.62422, abs=5e-6)
     assert training_flops(shape, 2048) / 16 / TERA == pytest.approx(2.2385, abs=5e-5)
-    less, more = break_even(shape, READING)
+    less, more = break_even(shape, MEMORY)
     assert (less, more) == (pytest.approx(0.494, abs=5e-4), pytest.approx(13_388, abs=1))
 
 
@@ -57,7 +57,7 @@ def test_a_step_with_memory_beside_one_without():
     """1.83 with the gradient through writing, 1.28 without: the paper's step took slightly more than twice as long."""
     shape = SHAPES["2b"]
     assert forward_flops(shape, 2048) / TERA == pytest.approx(11.94, abs=5e-3)
-    assert 32 * write_flops(shape, READING) / TERA == pytest.approx(9.86, abs=5e-3)
+    assert 32 * write_flops(shape, MEMORY) / TERA == pytest.approx(9.86, abs=5e-3)
     plain = training_flops(shape, 2048)
-    assert training_flops(shape, 2048, READING) / plain == pytest.approx(1.83, abs=5e-3)
-    assert training_flops(shape, 2048, READING, stop_gradient=True) / plain == pytest.approx(1.28, abs=5e-3)
+    assert training_flops(shape, 2048, MEMORY) / plain == pytest.approx(1.83, abs=5e-3)
+    assert training_flops(shape, 2048, MEMORY, stop_gradient=True) / plain == pytest.approx(1.28, abs=5e-3)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from remanence.bank import compact as compaction
 from remanence.bank import listing, texts
-from remanence.bank.pooled import pool_files, remove_drafts, remove_pools
+from remanence.bank.pooled import num_bytes, pool_files, remove_drafts, remove_pools
 from remanence.bank.reports import BankStats, CompactReceipt
 from remanence.bank.rows import any_of
 from remanence.bank.store import CHUNKS_TABLE, Table
@@ -123,7 +123,7 @@ def stats(bank: Bank) -> BankStats:
         ram_misses=memories.cache.misses,
         text_index=asdict(store.meta.text_index),
         num_pools=len(pools),
-        pool_bytes=sum(file.stat().st_size for file in pools),
+        pool_bytes=num_bytes(pools),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from remanence.errors import BankCorrupted
+from remanence.errors import BankCorrupted, BankMismatch
+from remanence.sealed import read_sealed
 
 FOLDER = "pools"
 
@@ -19,16 +22,24 @@ def pool_files(bank: Path | None, namespace: str) -> list[Path]:
     return [] if bank is None else sorted((bank / FOLDER).glob(f"{_short(namespace)}-*"))
 
 
+def num_bytes(files: Sequence[Path]) -> int:
+    total = 0
+    for file in files:
+        with suppress(FileNotFoundError):  # a text was forgotten meanwhile
+            total += file.stat().st_size
+    return total
+
+
 def pool_problems(bank: Path | None, namespace: str) -> list[str]:
     """Of files that are not what was written; a session warns of such a one and reads the texts again."""
-    from remanence.sealed import read_sealed  # loads torch, which a bank of texts does without
-
     problems = []
     for file in pool_files(bank, namespace):
         try:
             read_sealed(file)
-        except BankCorrupted:
-            problems.append(f"latent pool {str(file)!r} is damaged: remove it, and a session reads its texts again")
+        except FileNotFoundError:
+            continue  # its text was forgotten meanwhile
+        except (BankCorrupted, BankMismatch) as error:
+            problems.append(f"latent pool: {error.message}; remove it, and a session reads its texts again")
     return problems
 
 

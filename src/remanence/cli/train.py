@@ -95,7 +95,7 @@ def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:
         return
     for name, make in recipes.items():
         say((name, "bold"), f"  {(make.__doc__ or '').splitlines()[0]}")
-        for path, value in leaves(make()).items():
+        for path, value in leaves(asdict(make())).items():
             say((f"  {path:<28}", "dim"), f" {json.dumps(value)}")
 
 

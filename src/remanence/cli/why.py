@@ -78,9 +78,8 @@ def _as_asked(context: typer.Context, answer: answers.Answer, given: dict[str, A
 
 def _compare(asked: answers.Answer, without: list[str], bank: Any, given: dict[str, Any], as_json: bool) -> None:
     with open_session(bank, asked.namespace, **given) as session:
-        session.bank.get(without)  # UnknownChunk for a wrong id
-        reply = session.generate(asked.question, **asked.options)
         other = session.generate(asked.question, **asked.options, without=without)
+        reply = session.generate(asked.question, **asked.options)
     if as_json:
         both = {"answer": reply_json(reply), "answer_without": reply_json(other)}
         print_json({"question": asked.question, "without": without, **both})

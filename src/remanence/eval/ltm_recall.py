@@ -71,9 +71,9 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
             _write(reader, kept, options, bar, f"retriever {loss}, drop {drop}")
             for choice in options.choices:
                 figures = _figures(reader, kept, choice, options)
-                table.append({"loss": Path(loss).stem, "drop": drop, "choice": choice, **figures})
+                table.append({"loss": loss, "drop": drop, "choice": choice, **figures})
             reader.close()
-    first = (Path(options.losses[0]).stem, options.drops[0])
+    first = (options.losses[0], options.drops[0])
     return {
         "task": "ltm-recall",
         "n": len(kept),

@@ -46,4 +46,4 @@ class Ahead:
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.device == self.device:
             return tensor
-        return (tensor.pin_memory() if self._stream else tensor).to(self.device, non_blocking=True)
+        return (tensor.pin_memory() if self._stream else tensor).to(self.device, non_blocking=self._stream is not None)

@@ -66,15 +66,20 @@ class Coded:
     def put(self, at: int, row_LNC: Tensor) -> None:
         end = at + row_LNC.shape[1]
         if self.scale_LR is not None:
-            scale_LN = row_LNC.float().abs().amax(-1).clamp(min=1e-12) / 127
-            self.scale_LR[:, at:end] = scale_LN
-            row_LNC = (row_LNC.float() / scale_LN[..., None]).round()
+            row_LNC, scale_LN1 = rounded(row_LNC)
+            self.scale_LR[:, at:end] = scale_LN1[..., 0]
         self.code_LRC[:, at:end] = row_LNC.to(self.code_LRC)
 
     def get(self, layer: int, index_N: Tensor | slice) -> Tensor:
         """row_NC of one layer, as float32 where it was int8, else as it is kept."""
         code_NC = self.code_LRC[layer, index_N]
         return code_NC if self.scale_LR is None else code_NC.float() * self.scale_LR[layer, index_N, None]
+
+
+def rounded(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes of vectors (the last dimension) and each one's scale, its largest value over 127 (float32)."""
+    scale = vectors.detach().float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (vectors.detach().float() / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def _mapped(num_bytes: int, folder: Path) -> mmap:

@@ -55,8 +55,8 @@ def replaced(
     """The pool after a write: `dropped_LK` (places, ascending) go to long-term memory, `fresh_LKC` come last.
 
     `key_LKE` are the search keys of the dropped rows. Ages "reference": as the released code has them, where a row
-    does not grow older while it is in the pool (authors' code). Raises InputError for rows that are not finite;
-    the pool that was given is as it was.
+    does not grow older while it is in the pool (authors' code). No gradient flows. Raises InputError for rows
+    that are not finite; the pool that was given is as it was.
     """
     if not torch.isfinite(fresh_LKC).all():
         raise InputError(
@@ -71,9 +71,10 @@ def replaced(
     L, N, C = pool.row_LNC.shape
     index_LKC = dropped_LK[..., None].expand(-1, -1, C).to(pool.row_LNC.device)
     long = pool.long.stage(pool.row_LNC.gather(1, index_LKC), key_LKE, born_LN.gather(1, dropped_LK))
-    row_LNC, rows_kept_LN = torch.empty_like(pool.row_LNC), kept_LN.to(pool.row_LNC.device)
+    row_LNC, kept_at_LN = torch.empty_like(pool.row_LNC), kept_LN.nonzero()[:, 1].view(L, N - K).to(pool.row_LNC.device)
     for layer in range(L):  # a layer at a time: two pools are held at once, not three
-        torch.cat([pool.row_LNC[layer, rows_kept_LN[layer]], fresh_LKC[layer].to(row_LNC)], out=row_LNC[layer])
+        torch.index_select(pool.row_LNC[layer], 0, kept_at_LN[layer], out=row_LNC[layer, : N - K])
+    row_LNC[:, N - K :] = fresh_LKC.to(row_LNC)
     fresh_born_LK = (clock - K + 1 + torch.arange(K)).expand(L, -1)
     return replace(
         pool,

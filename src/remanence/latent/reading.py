@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from remanence.latent.choices import Asked, Choice, select, trained
 from remanence.latent.modules import LatentModules
 from remanence.latent.pool import Pool
 from remanence.latent.small_kv import SmallKV
-from remanence.lm.family import LayerPrefix
 from remanence.lm.lm import LM
 from remanence.lm.rows import rows_to_kv
 from remanence.types import KV
@@ -41,7 +41,7 @@ class PoolPrefix:
     ahead: bool = False
     kvs: dict[int, KV | SmallKV] = field(default_factory=dict)
     chosen: dict[int, list[Tensor]] = field(default_factory=dict)
-    _ahead: Ahead | None = None
+    _ahead: Ahead | None = field(default=None, repr=False)
 
     @property
     def offset_tokens(self) -> int:
@@ -57,15 +57,10 @@ class PoolPrefix:
         held = self.kvs[layer]
         return held.kv if isinstance(held, SmallKV) else held
 
-    def row(self, i: int) -> LayerPrefix:
+    def row(self, i: int) -> PoolPrefix:
         """What row `i` of the batch has read, as a prefix of its own."""
-        kvs = []
-        for layer in range(self.lm.dims.num_layers):
-            kv = self._kv(layer)
-            seen = None if kv.visible_BTM is None else kv.visible_BTM[i : i + 1]
-            at = slice(i, i + 1) if len(kv.key_BGMD) > 1 else slice(None)
-            kvs.append(KV(kv.key_BGMD[at], kv.value_BGMD[at], seen))
-        return LayerPrefix(tuple(kvs), self.offset_tokens)
+        kvs = {layer: kv.row(i) if isinstance(kv, SmallKV) else _row(kv, i) for layer, kv in self.kvs.items()}
+        return replace(self, kvs=kvs, chosen={layer: [rows[i]] for layer, rows in self.chosen.items()})
 
     def born(self, i: int, layer: int) -> Tensor:
         """born_M: the clock when each row that row `i` of the batch has read was written; 0 for what none wrote."""
@@ -96,16 +91,16 @@ class PoolPrefix:
         if not self.ahead:
             return [(pool.row_LNC[layer], None) for pool in self.pools]
         if self._ahead is None:
-            self._ahead = Ahead(self._of_layer, self.lm.dims.num_layers, self.lm.device)
+            fetch = partial(_of_layer, self.pools, self.num_slots > 0)  # not of this prefix, which would hold itself
+            self._ahead = Ahead(fetch, self.lm.dims.num_layers, self.lm.device)
         found, parts = self._ahead.take(layer), []
+        if layer == self.lm.dims.num_layers - 1:
+            self._ahead = None
         for pool in self.pools:
-            count = len(pool.long.blocks.blocks)
+            count = len(pool.long.blocks.blocks) if self.num_slots else 0
             parts.append((found[0], found[1 : 1 + count]))
             found = found[1 + count :]
         return parts
-
-    def _of_layer(self, layer: int) -> list[Tensor]:
-        return [part for pool in self.pools for part in (pool.row_LNC[layer], *pool.long.blocks.keys(layer))]
 
     def _choose(
         self, layer: int, hidden_BTC: Tensor, rows: slice, pool: Pool, key_NEs: list[Tensor] | None
@@ -136,6 +131,18 @@ class PoolPrefix:
             for b, row_NC in enumerate(found):
                 visible_BTM[b, :, 1 : 1 + most - len(row_NC)] = False
         return KV(_cat([p.key_BGMD for p in parts], B), _cat([p.value_BGMD for p in parts], B), visible_BTM)
+
+
+def _of_layer(pools: Sequence[Pool], with_keys: bool, layer: int) -> list[Tensor]:
+    """Each pool's rows and its search keys, one after the other."""
+    return [
+        part for pool in pools for part in (pool.row_LNC[layer], *(pool.long.blocks.keys(layer) if with_keys else ()))
+    ]
+
+
+def _row(kv: KV, i: int) -> KV:
+    at = slice(i, i + 1) if len(kv.key_BGMD) > 1 else slice(None)
+    return KV(kv.key_BGMD[at], kv.value_BGMD[at], None if kv.visible_BTM is None else kv.visible_BTM[i : i + 1])
 
 
 def _cat(parts: Sequence[Tensor], B: int) -> Tensor:

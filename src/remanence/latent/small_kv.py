@@ -7,29 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from remanence.latent.blocks import rounded
 from remanence.types import KV
 
 
 @dataclass(frozen=True)
 class SmallKV:
-    """`kv` gives the rounded vectors back; a value differs by at most half of its vector's largest over 127."""
+    """`kv` gives the rounded vectors back; a value differs by at most half of its vector's largest over 127, and by
+    what the dtype itself rounds. No gradient flows.
+    """
 
     key_BGMD: Tensor
     key_scale_BGM1: Tensor
     value_BGMD: Tensor
     value_scale_BGM1: Tensor
     visible_BTM: Tensor | None
+    dtype: torch.dtype
 
     @staticmethod
     def of(kv: KV) -> SmallKV:
-        return SmallKV(*_coded(kv.key_BGMD), *_coded(kv.value_BGMD), kv.visible_BTM)
+        key, value = rounded(kv.key_BGMD), rounded(kv.value_BGMD)
+        return SmallKV(*key, *value, kv.visible_BTM, kv.key_BGMD.dtype)
 
     @property
     def kv(self) -> KV:
-        key_BGMD = self.key_BGMD * self.key_scale_BGM1
-        return KV(key_BGMD, self.value_BGMD * self.value_scale_BGM1, self.visible_BTM)
+        key_BGMD = (self.key_BGMD * self.key_scale_BGM1).to(self.dtype)
+        return KV(key_BGMD, (self.value_BGMD * self.value_scale_BGM1).to(self.dtype), self.visible_BTM)
 
-
-def _coded(vector_BGMD: Tensor) -> tuple[Tensor, Tensor]:
-    scale_BGM1 = vector_BGMD.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (vector_BGMD / scale_BGM1).round().to(torch.int8), scale_BGM1
+    def row(self, i: int) -> SmallKV:
+        """Of row `i` of the batch alone."""
+        parts = (self.key_BGMD, self.key_scale_BGM1, self.value_BGMD, self.value_scale_BGM1, self.visible_BTM)
+        return SmallKV(*(part if part is None or len(part) == 1 else part[i : i + 1] for part in parts), self.dtype)

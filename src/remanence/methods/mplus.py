@@ -31,6 +31,7 @@ from remanence.methods.base import Method, Prompt, Reading, Recaller
 from remanence.types import Hit
 
 SHOWN = 5
+HOLDING = ("offload", "small_prefix")
 LEAST_SHARE = 0.01
 """An answer names so many texts at most, and none that got less of its attention."""
 
@@ -133,8 +134,12 @@ class MPlus(Method):
         return self._modules
 
     def fingerprint(self, lm: LM) -> str:
-        """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config."""
-        text = json.dumps([lm.fingerprint, str(lm.dtype), self.describe()], sort_keys=True)
+        """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config.
+
+        Where rows are while they wait, and how what was read is held, changes nothing in a pool.
+        """
+        settings = {name: value for name, value in self.describe().items() if name not in HOLDING}
+        text = json.dumps([lm.fingerprint, str(lm.dtype), settings], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(self.modules(lm).state_dict().items()):
             digest.update(name.encode())

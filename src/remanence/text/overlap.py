@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-PAIRS = 256
-"""Compared at once: their arrays stay in a core's cache."""
+from remanence.errors import InputError
+
+PAIRS, CELLS = 256, 2**20
+"""Compared at once: so many pairs at most, and so many tokens of texts, padded."""
 Ids = Sequence[int]
 
 
@@ -16,17 +18,29 @@ def overlaps(pairs: Sequence[tuple[Ids, Ids]]) -> list[float]:
     """Of each (text, reference), in token ids: the longest common subsequence over the reference's length, 0 to 1.
 
     Only within a stretch of the text of at most 2 |r| + 1 tokens (the first and last common token are at most 2 |r|
-    apart). The paper leaves out references above 0.9 in training (§6.3) and above 2/3 in evaluation (§7.5). Exact, for
+    apart). The paper leaves out references above 0.9 in training (§3.6) and above 2/3 in evaluation (§4.4). Exact, for
     all stretches at once, in |t| + |r| steps over arrays: semi-local comparison by iterative combing (A. Tiskin).
-    An empty text or reference overlaps 0.
+    An empty text or reference overlaps 0. Raises InputError for an id below 0.
     """
+    if any(min(ids, default=0) < 0 for pair in pairs for ids in pair):
+        raise InputError("a token id is below 0", "give ids of a vocabulary")
     found = np.zeros(len(pairs))
-    real = [i for i, (text, reference) in enumerate(pairs) if len(text) and len(reference)]
-    real.sort(key=lambda i: (len(pairs[i][1]), len(pairs[i][0])))  # alike lengths together: little is padded
-    for start in range(0, len(real), PAIRS):
-        part = real[start : start + PAIRS]
+    for part in _batches(pairs):
         found[part] = _longest([pairs[i] for i in part]) / [len(pairs[i][1]) for i in part]
     return found.tolist()
+
+
+def _batches(pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[list[int]]:
+    """Places of pairs that are compared together, alike lengths beside each other; none with an empty side."""
+    real = [i for i, (text, reference) in enumerate(pairs) if len(text) and len(reference)]
+    part: list[int] = []
+    for i in sorted(real, key=lambda i: (len(pairs[i][0]), len(pairs[i][1]))):
+        if len(part) == PAIRS or (part and (len(part) + 1) * len(pairs[i][0]) > CELLS):
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
 
 
 def _longest(pairs: Sequence[tuple[Ids, Ids]]) -> NDArray[np.int64]:

@@ -103,7 +103,7 @@ def _one_back(model: Any, config: CircuitConfig) -> tuple[Tensor, Tensor]:
 
 
 def _angles(pairs: int) -> Tensor:
-    """Radians that each rotary pair turns by from one token to the next."""
+    """Radians that each rotary pair turns by from one token to the next, with the theta that recipes start with."""
     return ROPE_THETA ** (-torch.arange(pairs) / pairs)
 
 

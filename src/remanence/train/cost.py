@@ -1,4 +1,4 @@
-"""What a shape costs to train and to give memory, in FLOPs: the paper's own arithmetic (Memory³ App. A)."""
+"""What a shape costs to train and to give memory, in FLOPs (Memory³ App. A; a step with memory is inferred)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from remanence.train.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Reading:
+class MemoryShape:
     """How memory is read while a sequence is trained on: a reference for every chunk, shared with those after it.
 
     `layers` None: half of the model's.
@@ -31,49 +31,50 @@ def forward_flops(shape: Shape, num_tokens: int) -> float:
     return 2 * (layers + num_tokens * shape.vocab_size * shape.width)
 
 
-def write_flops(shape: Shape, reading: Reading) -> float:
+def write_flops(shape: Shape, memory: MemoryShape) -> float:
     """One reference becomes a memory: the memory layers, the MLPs between them, and the choice of tokens."""
-    M, T, width = reading.num_layers(shape), reading.reference_tokens, shape.num_heads * shape.head_dim
+    M, T, width = memory.num_layers(shape), memory.reference_tokens, shape.num_heads * shape.head_dim
     projections = M * (T * shape.projection_parameters + 2 * T * T / 2 * width)
     mlps = (M - 1) * T * 3 * shape.width * shape.mlp_width
     return 2 * (projections + mlps + M * T * T * width)
 
 
-def read_flops(shape: Shape, reading: Reading) -> float:
+def read_flops(shape: Shape, memory: MemoryShape) -> float:
     """One chunk attends to one memory."""
     width = shape.num_heads * shape.head_dim
-    return 2 * reading.num_layers(shape) * 2 * reading.chunk_tokens * reading.kept_tokens * width
+    return 2 * memory.num_layers(shape) * 2 * memory.chunk_tokens * memory.kept_tokens * width
 
 
-def text_flops(shape: Shape, reading: Reading) -> float:
+def text_flops(shape: Shape, memory: MemoryShape) -> float:
     """The same reference as text in front of one chunk (retrieval-augmented generation), at the least."""
-    T, width = reading.reference_tokens, shape.num_heads * shape.head_dim
-    attention = 2 * T * (T / 2 + reading.chunk_tokens) * width
+    T, width = memory.reference_tokens, shape.num_heads * shape.head_dim
+    attention = 2 * T * (T / 2 + memory.chunk_tokens) * width
     projections = shape.num_layers * (T * shape.projection_parameters + attention)
     return 2 * (projections + (shape.num_layers - 1) * T * 3 * shape.width * shape.mlp_width)
 
 
 def training_flops(
-    shape: Shape, num_tokens: int, reading: Reading | None = None, *, stop_gradient: bool = False
+    shape: Shape, num_tokens: int, memory: MemoryShape | None = None, *, stop_gradient: bool = False
 ) -> float:
-    """One sequence forward and backward; with `reading`, its references written and read too.
+    """One sequence forward and backward; with `memory`, its references written and read too.
 
     `stop_gradient`: no gradient goes through the writing. Without checkpointing: nothing is computed twice.
     """
     flops = 3 * forward_flops(shape, num_tokens)
-    if reading is None:
+    if memory is None:
         return flops
-    chunks = num_tokens // reading.chunk_tokens
-    written = chunks * write_flops(shape, reading)
-    return flops + (1 if stop_gradient else 3) * written + 3 * chunks * reading.memories * read_flops(shape, reading)
+    chunks = num_tokens // memory.chunk_tokens
+    written = chunks * write_flops(shape, memory)
+    read = sum(min(chunk + 1, memory.memories) for chunk in range(chunks)) * read_flops(shape, memory)
+    return flops + (1 if stop_gradient else 3) * written + 3 * read
 
 
-def break_even(shape: Shape, reading: Reading, train_tokens: int = 2048) -> tuple[float, float]:
+def break_even(shape: Shape, memory: MemoryShape, train_tokens: int = 2048) -> tuple[float, float]:
     """How often a text must be used so that explicit memory is cheaper than text, and than training on it.
 
     Compute alone: neither storage nor search is in it (Memory³ App. A).
     """
-    write, read = write_flops(shape, reading), read_flops(shape, reading)
-    share = reading.reference_tokens / train_tokens
+    write, read = write_flops(shape, memory), read_flops(shape, memory)
+    share = memory.reference_tokens / train_tokens
     learned = share * 3 * forward_flops(shape, train_tokens)
-    return write / (text_flops(shape, reading) - read), (learned - write) / read
+    return write / (text_flops(shape, memory) - read), (learned - write) / read

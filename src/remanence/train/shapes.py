@@ -9,7 +9,7 @@ ROPE_THETA = 10_000.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama architecture: gated MLP, RMSNorm, no bias. `head_dim` None: the width over the heads."""
+    """A Llama architecture: gated MLP, RMSNorm, no bias. `head_width` None: the width over the heads."""
 
     vocab_size: int = 8192
     width: int = 256

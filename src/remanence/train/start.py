@@ -24,6 +24,7 @@ from remanence.train.optimizer import Optimizer
 from remanence.train.recipes.nano import Recipe
 from remanence.train.retrieval import HeadRecipe, train_head
 from remanence.train.rows import Encoder
+from remanence.train.shapes import ROPE_THETA, Shape
 from remanence.train.tokenizer import generator_texts, train_tokenizer
 from remanence.train.vectors import word_vectors
 
@@ -44,6 +45,7 @@ def start_run(
         PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(folder / "tokenizer")
     encoder = Encoder(load_or_train_tokenizer(recipe, corpora, folder / "tokenizer"))
     model = build_model(recipe.shape, recipe.seed)
+    _check_shape(recipe.shape)
     if start is not None:
         load_model(model, start)
     else:
@@ -52,6 +54,15 @@ def start_run(
     optimizer = Optimizer(model, recipe)
     to_bfloat16(model)
     return Run(recipe, model, optimizer, encoder, corpora, folder, device, compiled, has_start=start is not None)
+
+
+def _check_shape(shape: Shape) -> None:
+    """What the start with copying heads, and what is written at the end, are made for."""
+    if not shape.tied or shape.rope_theta != ROPE_THETA or shape.num_kv_heads != shape.num_heads:
+        raise InputError(
+            "this recipe trains models with tied embeddings, one query head per KV head, and the usual rope_theta",
+            f"leave shape.tied, shape.num_kv_heads and shape.rope_theta ({ROPE_THETA:g}) as they are",
+        )
 
 
 def load_model(model: LlamaForCausalLM, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from remanence.train.shapes import Shape
 
@@ -69,7 +70,7 @@ class Recipe:
     text_weight: float = 0.1
     text_stride: int = 8
     eval_every: int = 200
-    stages: tuple[str, ...] = ("warmup", "continual", "export")
+    stages: tuple[Literal["warmup", "continual", "control", "export"], ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0
 
 
