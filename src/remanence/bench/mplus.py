@@ -45,7 +45,7 @@ SHAPES = {
             "max_position_embeddings": 2048,
         },
         LoraConfig(rank=64, alpha=128, dropout=0.0),
-        MPlusConfig(128, 8, 64, pool_blocks=2, long_blocks=2, key_width=64, ranked="writes", short="own"),
+        MPlusConfig(128, 8, 64, pool_blocks=2, long_blocks=1, key_width=64, ranked="writes", short="own"),
     ),
     "llama-3.1-8b": Shape(
         {

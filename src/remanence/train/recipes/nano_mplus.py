@@ -34,7 +34,7 @@ class LatentPhase:
 STAGES = (
     LatentPhase(150, chunks=(1, 2)),
     LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
-    LatentPhase(900, documents=20, chunks=(1, 2), full=0.08, revisit=0.1, whole_pool=0.95, long=0.8, scattered=0.3),
+    LatentPhase(2180, documents=20, chunks=(1, 2), full=0.08, revisit=0.1, whole_pool=0.95, long=0.8, scattered=0.3),
 )
 
 
@@ -46,7 +46,7 @@ class LatentRecipe:
     numbers of long-term slots is filled in a step. `past_writes` of earlier steps stand beside a step's own as
     negatives; the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it
     trains. `reading`: what the model that comes out is read with instead: fewer long-term rows than it was trained on
-    (found on held-out facts among 100 others), a threshold between questions and running text, and room for more than
+    (chosen on held-out facts that no exam asks), a threshold between questions and running text, and room for more than
     a million tokens, of which 64 rows hold 128.
     """
 
@@ -77,10 +77,10 @@ class LatentRecipe:
     past_writes: int = 24
     sharpness: float = 30.0
     kept_rows: int = 16_384
-    num_steps: int = 1150
+    num_steps: int = 2430
     base: str = "nano"
     reading: dict[str, Any] = field(
-        default_factory=lambda: {"long_blocks": 2, "least_relevance": 0.28, "capacity_rows": 1_000_000}
+        default_factory=lambda: {"long_blocks": 1, "least_relevance": 0.28, "capacity_rows": 1_000_000}
     )
     projector_documents: int = 640
     max_questions: int = 24
