@@ -67,7 +67,7 @@ def test_recall_and_perplexity(call):
     assert set(made["recall"]) == {"writes", "rows", "attended", "recent", "random", "oracle"}
     assert call("eval", "ltm-recall", *SMALL, "--choices", "writes,random").code == 0
     made = call("eval", "perplexity", "--n", "3", "--fill", "100", "--json").json
-    assert set(made["systems"]) == {"base", "fresh_pool", "full_pool"}
+    assert set(made["systems"]) == {"base", "fresh_pool", "full_pool", "full_pool_always_read"}
     assert call("eval", "perplexity", "--n", "2", "--fill", "100").code == 0
 
 

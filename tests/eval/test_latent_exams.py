@@ -132,7 +132,7 @@ def test_recall_is_all_for_the_oracle_and_about_chance_for_lots(lm, books, tmp_p
 def test_perplexity_of_the_base_is_its_own_loss(lm, books, tmp_path: Path):
     options = perplexity.Options(n=5, fill_tokens=60, data=books)
     result = perplexity.run(lm, options, no_bar, tmp_path)
-    assert {"base", "fresh_pool", "full_pool"} == set(result["systems"])
+    assert {"base", "fresh_pool", "full_pool", perplexity.ALWAYS} == set(result["systems"])
     assert len({figures["tokens"] for figures in result["systems"].values()}) == 1
     assert result["ratios"]["full_pool_loss_nats"] != result["ratios"]["fresh_pool_loss_nats"]
     ids = [lm.encode(text) for text, _ in islice(other_texts(books, 0, lm.count_tokens, 24), 5)]

@@ -25,6 +25,8 @@ from remanence.methods.mplus import MPlus
 from remanence.provenance import commit, machine
 
 LEAD_TOKENS = 32
+ALWAYS = "full_pool_always_read"
+"""What a full pool does to text that it is not about when nothing keeps it from being read."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,14 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     stream = other_texts(options.data, options.seed, lm.count_tokens, limit)
     texts = [lm.encode(text) for text, _ in islice(stream, options.n)]
     systems = {}
-    for name, pool in (("base", None), ("fresh_pool", method.fresh(lm)), ("full_pool", full)):
+    for name, pool in (("base", None), ("fresh_pool", method.fresh(lm)), ("full_pool", full), (ALWAYS, full)):
         with bar(name, len(texts)) as advance:
             losses: list[float] = []
             num_read = 0
             for start in range(0, len(texts), options.batch_size):
                 batch = texts[start : start + options.batch_size]
                 reads = [pool is not None] * len(batch)
-                if pool is not None and method.config.least_relevance:
+                if pool is not None and method.config.least_relevance and name != ALWAYS:
                     reads = method.knows(lm, pool, [text[: _lead(text)] for text in batch])
                 num_read += sum(reads)
                 for is_read, rows in read_or_not(reads):
@@ -87,7 +89,7 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
         "systems": systems,
         "ratios": {
             f"{name}_{figure}": systems[name][figure] / base[figure]
-            for name in ("fresh_pool", "full_pool")
+            for name in ("fresh_pool", "full_pool", ALWAYS)
             for figure in ("loss_nats", "perplexity")
         },
     }
