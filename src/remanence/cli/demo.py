@@ -176,11 +176,13 @@ def _show_next(bank: Path | None, method: str) -> None:
     known = started.stem != "remanence" or shutil.which("remanence")
     program = "remanence" if known else shlex.quote(str(started))
     say(("Now with your own files:", "bold"))
-    for command, meaning in (
+    lines = (
         (f"{program} write PATH{where}{how}", "remember a file, or a folder"),
         (f'{program} ask "..."{where}{how}', "ask about it"),
         (f"{program} why{where}", "see what the answer came from"),
-    ):
-        say((f"  {command:<44}", "cyan"), (meaning, "dim"))
+    )
+    width = max(len(command) for command, _ in lines)
+    for command, meaning in lines:
+        say((f"  {command:<{width}}  ", "cyan"), (meaning, "dim"))
     if bank:
         note(f"the demo's memories stay in {bank}")
