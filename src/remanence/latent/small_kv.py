@@ -1,4 +1,4 @@
-"""Keys and values of a prefix as int8, one scale for each vector: half of the bytes that bfloat16 takes."""
+"""Keys and values of a prefix as int8, one scale for each vector: about half of the bytes that bfloat16 takes."""
 
 from __future__ import annotations
 

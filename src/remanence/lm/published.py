@@ -45,7 +45,7 @@ def convert(
 ) -> Published:
     """Builds the model of a published state dict. Ages and frequencies stay float32, whatever `dtype` (authors' code).
 
-    `inv_freq_dtype` bfloat16: the rotary frequencies are rounded to it, as the checkpoints were trained. Raises
+    `inv_freq_dtype` bfloat16: the rotary frequencies are rounded to it, as the authors' README does. Raises
     InputError where a tensor is missing or has another shape.
     """
     base, lora, latent = _sort(state)
