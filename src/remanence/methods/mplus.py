@@ -31,9 +31,10 @@ from remanence.methods.base import Method, Prompt, Reading, Recaller
 from remanence.types import Hit
 
 SHOWN = 5
-HOLDING = ("offload", "small_prefix")
 LEAST_SHARE = 0.01
 """An answer names so many texts at most, and none that got less of its attention."""
+HOLDING = ("offload", "small_prefix")
+"""Settings that say where rows and what was read are held; a pool is the same under all of them."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,7 @@ class MPlus(Method):
         return self._modules
 
     def fingerprint(self, lm: LM) -> str:
-        """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config.
-
-        Where rows are while they wait, and how what was read is held, changes nothing in a pool.
-        """
+        """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config."""
         settings = {name: value for name, value in self.describe().items() if name not in HOLDING}
         text = json.dumps([lm.fingerprint, str(lm.dtype), settings], sort_keys=True)
         digest = hashlib.sha256(text.encode())
