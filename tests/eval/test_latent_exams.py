@@ -13,9 +13,10 @@ import torch
 
 from remanence.errors import InputError
 from remanence.eval import ltm_recall, perplexity, retention
+from remanence.eval.metrics import exact_match
 from remanence.eval.plots import draw_retention
 from remanence.eval.pooled import PoolReader
-from remanence.eval.streams import facts_to_keep, other_texts
+from remanence.eval.streams import facts_to_keep, other_texts, short_answers
 from remanence.eval.windows import TextReader
 from remanence.latent.choices import by_write, trained
 from remanence.latent.retriever import write_scores
@@ -100,6 +101,35 @@ def test_retention_asks_every_system_at_every_mark(lm, books, tmp_path: Path):
         replace(options, systems=("mplas",))
     with pytest.raises(InputError, match="every is 0"):
         replace(options, every=0)
+
+
+def test_only_what_the_base_model_reads_is_asked(lm, tmp_path: Path):
+    """Of a file whose answers are, for half of the questions, what the model says with the passage before its eyes."""
+    file, questions = tmp_path / "squad.json", ("When?", "Which one leaves then?")
+
+    def write(*answers: str) -> list[str]:
+        entries = [{"question": questions[i % 2], "answers": [{"text": answer}]} for i, answer in enumerate(answers)]
+        contexts = [f"The ferry number {number} leaves at nine." for number in range(3)]
+        file.write_text(json.dumps([{"context": c, "qas": entries[2 * i : 2 * i + 2]} for i, c in enumerate(contexts)]))
+        return list(answers)
+
+    wrong = write(*["Oban pier"] * 6)
+    facts = [fact for facts in short_answers(file, lm.count_tokens, small(lm).reference_tokens()) for fact in facts]
+    said = [" ".join(text.split()[:3]) for text in TextReader(lm, 3).right_after("full_context", facts, 1)]
+    assert all(said), "an empty answer would match nothing"
+    golds = write(wrong[0], said[1], wrong[2], said[3], wrong[4], said[5])
+    options = retention.Options(40, 40, systems=("mplus",), max_tokens=3, data=file, answerable=True)
+    result = retention.run(lm, options, no_bar, tmp_path)
+    right = [i for i, (text, gold) in enumerate(zip(said, golds, strict=True)) if exact_match(text, gold)]
+    assert right == [1, 3, 5]
+    assert result["conditions"]["answerable"] == {"asked_of_the_base_model": 6, "kept": len(right)}
+    assert result["n"] == len(right)
+    assert result["conditions"]["passages"] == 3
+    with pytest.raises(InputError, match="add --data"):
+        replace(options, data=None)
+    write(*wrong)
+    with pytest.raises(InputError, match="answers none of 6 questions"):
+        retention.run(lm, options, no_bar, tmp_path)
 
 
 def test_a_question_is_answered_as_a_session_answers_it(lm, tmp_path: Path):

@@ -34,6 +34,9 @@ def retention(
         str, typer.Option("--systems", metavar="A,B", help="Of the five below.")
     ] = "mplus,mplus_without_ltm,sliding_window,full_context,memory3",
     data: DataOption = None,
+    answerable: Annotated[
+        bool, typer.Option("--answerable", help="Of --data, only what the base model answers from the passage.")
+    ] = False,
     distractors: DistractorsOption = None,
     plot: PlotOption = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Questions asked at once.")] = 32,
@@ -48,7 +51,9 @@ def retention(
     from remanence.eval import plots, report, retention
 
     chosen = tuple(name.strip() for name in systems.split(",") if name.strip())
-    options = retention.Options(tokens, every, n, chosen, seed, batch_size=batch, data=data, distractors=distractors)
+    options = retention.Options(
+        tokens, every, n, chosen, seed, batch_size=batch, data=data, distractors=distractors, answerable=answerable
+    )
     if plot:
         plots.check_drawable(plot)
         report.check_writable(plot)

@@ -2,6 +2,8 @@
 
 Unlike the papers' exam (one context, then distractors, for each question anew) all facts are written first, and all
 are asked at every mark: so the facts are each other's distractors too, and the other text is read once.
+`answerable` asks only what the base model can read, as M+ does (§4.3): what a model cannot answer with the passage
+before its eyes says nothing about its memory.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from remanence.errors import InputError
 from remanence.eval.metrics import best, exact_match, f1
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
-from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts
+from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts, short_answers
 from remanence.eval.windows import ExplicitReader, TextReader
 from remanence.lm.lm import LM, load
 from remanence.methods import load as load_method
@@ -28,7 +31,10 @@ SYSTEMS = ("mplus", "mplus_without_ltm", "sliding_window", "full_context", "memo
 
 @dataclass(frozen=True)
 class Options:
-    """`tokens` of other text are written after the facts; every `every` of them all questions are asked."""
+    """`tokens` of other text are written after the facts; every `every` of them all questions are asked.
+
+    `answerable`: of all short questions of `data`, those that the base model answers with the passage in its context.
+    """
 
     tokens: int = 160_000
     every: int = 10_000
@@ -39,12 +45,15 @@ class Options:
     max_tokens: int = 16
     data: Path | None = None
     distractors: Path | None = None
+    answerable: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tokens", "every", "n", "batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
         check_files(self.data, self.distractors)
+        if self.answerable and self.data is None:
+            raise InputError("--answerable chooses among the questions of a file", "add --data FILE (SQuAD format)")
         if odd := [name for name in self.systems if name not in SYSTEMS]:
             raise InputError(f"no system is called {odd[0]!r}", f"use some of {', '.join(SYSTEMS)}")
 
@@ -67,16 +76,44 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     method = load_method("mplus", lm)
     assert isinstance(method, MPlus)
     limit = method.reference_tokens()
-    kept = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, limit)
+    if options.answerable:
+        kept, asked = _answerable(_base(lm), options, lm.count_tokens, limit, bar)
+    else:
+        kept, asked = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, limit), None
     curves: dict[str, Curve] = {}
     for names, make in _readers(lm, method, options, folder):
         curves |= _follow(names, make(), kept, options, lm, limit, bar)
-    return _result(lm, options, kept, curves)
+    return _result(lm, options, kept, asked, curves)
+
+
+def _base(lm: LM) -> LM:
+    return load(str(lm.settings["adapter"]["base"])) if "adapter" in lm.settings else lm
+
+
+def _answerable(
+    base: LM, options: Options, count_tokens: Callable[[str], int], limit: int, bar: Bar
+) -> tuple[list[Fact], int]:
+    """At most `n` questions that `base` answers exactly with their passage and nothing else; how many it was asked."""
+    assert options.data is not None
+    asked = [fact for facts in short_answers(options.data, count_tokens, limit) for fact in facts]
+    reader, known = TextReader(base, options.max_tokens), []
+    with bar("questions that the base model can read", len(asked)) as advance:
+        for item in asked:
+            [answer] = reader.right_after("full_context", [item], 1)
+            if best(exact_match, answer, item.answers):
+                known.append(item)
+            advance(1)
+    if not known:
+        raise InputError(
+            f"the base model answers none of {len(asked)} questions of {options.data.name!r} from their passages",
+            "give other questions, or leave --answerable out",
+        )
+    return Random(f"retention {options.seed}").sample(known, min(options.n, len(known))), len(asked)
 
 
 def _readers(lm: LM, method: MPlus, options: Options, folder: Path) -> list[tuple[list[str], Callable[[], Any]]]:
     """What reads the stream, and the systems that it answers for."""
-    base = load(str(lm.settings["adapter"]["base"])) if "adapter" in lm.settings else lm
+    base = _base(lm)
     chosen = options.systems
     found: list[tuple[list[str], Callable[[], Any]]] = []
     if pooled := [name for name in chosen if name.startswith("mplus")]:
@@ -92,11 +129,12 @@ def _follow(
     names: Sequence[str], reader: Any, kept: Sequence[Fact], options: Options, lm: LM, limit: int, bar: Bar
 ) -> dict[str, Curve]:
     curves = {name: Curve() for name in names}
-    with bar(f"{', '.join(names)}: facts", len(kept)) as advance:
+    passages = dict.fromkeys(item.chunks for item in kept)  # several questions may be about one
+    with bar(f"{', '.join(names)}: facts", len(passages)) as advance:
         for name in names:
             curves[name].points.append((0, reader.right_after(name, kept, options.batch_size)))
-        for item in kept:
-            reader.write(item.chunks)
+        for chunks in passages:
+            reader.write(chunks)
             advance(1)
         reader.flush()
         for name in names:
@@ -135,19 +173,25 @@ def resident_bytes() -> int:
         return 0
 
 
-def _result(lm: LM, options: Options, kept: Sequence[Fact], curves: dict[str, Curve]) -> dict[str, Any]:
+def _result(
+    lm: LM, options: Options, kept: Sequence[Fact], asked: int | None, curves: dict[str, Curve]
+) -> dict[str, Any]:
     systems = {name: _figures(curve, kept) for name, curve in curves.items()}
     ratios = {
         f"{name}_end_to_start": figures["curve"][-1][1] / figures["curve"][0][1]
         for name, figures in systems.items()
         if figures["curve"][0][1] > 0 and figures["curve"][-1][0] >= options.tokens
     }
-    conditions = {
+    passages = {item.chunks for item in kept}
+    conditions: dict[str, Any] = {
         "tokens": options.tokens,
-        "tokens_of_facts": sum(lm.count_tokens(chunk) for item in kept for chunk in item.chunks),
+        "passages": len(passages),
+        "tokens_of_facts": sum(lm.count_tokens(chunk) for chunks in passages for chunk in chunks),
         "facts": "generated" if options.data is None else options.data.name,
         "other_text": "generated" if options.distractors is None else options.distractors.name,
     }
+    if asked is not None:
+        conditions["answerable"] = {"asked_of_the_base_model": asked, "kept": len(kept)}
     return {
         "task": "retention",
         "n": len(kept),

@@ -33,30 +33,36 @@ def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[
     SQuAD's questions are those whose first answer has at most `ANSWER_WORDS` words (the papers keep answers of three
     tokens).
     """
-    if data is None:
-        records = heldout_facts(n, seed)
-        found = [(record["passage"], record["question"], (record["answer"],)) for record in records]
-    else:
-        found = _squad(data, n, seed)
+    if data is not None:
+        rng = Random(f"retention {seed}")
+        found = [rng.choice(facts) for facts in short_answers(data, count_tokens, limit)]
+        return rng.sample(found, min(n, len(found)))
     return [
-        Fact(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
-        for text, question, answers in found
+        _fact(record["passage"], record["question"], (record["answer"],), count_tokens, limit)
+        for record in heldout_facts(n, seed)
     ]
 
 
 ANSWER_WORDS = 3
 
 
-def _squad(data: Path, n: int, seed: int) -> list[tuple[str, str, tuple[str, ...]]]:
-    rng, found = Random(f"retention {seed}"), []
-    for context in read_squad(data):
-        short = [(q, answers) for q, answers in context.questions if len(answers[0].split()) <= ANSWER_WORDS]
-        if short:
-            question, answers = rng.choice(short)
-            found.append((context.text, question, answers))
-    if not found:
+def short_answers(data: Path, count_tokens: Callable[[str], int], limit: int) -> list[list[Fact]]:
+    """Of each context of a SQuAD file every question with a short answer; contexts without one are left out."""
+    found = [
+        [
+            _fact(context.text, question, answers, count_tokens, limit)
+            for question, answers in context.questions
+            if len(answers[0].split()) <= ANSWER_WORDS
+        ]
+        for context in read_squad(data)
+    ]
+    if not any(found):
         raise InputError(f"{str(data)!r} has no question with a short answer", "give another SQuAD file")
-    return rng.sample(found, min(n, len(found)))
+    return [facts for facts in found if facts]
+
+
+def _fact(text: str, question: str, answers: tuple[str, ...], count_tokens: Callable[[str], int], limit: int) -> Fact:
+    return Fact(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
 
 
 def other_texts(
