@@ -40,7 +40,7 @@ def draw_retention(result: dict[str, Any], picture: Path) -> None:
     above.set_ylim(-0.02, 1.02)
     above.set_ylabel(f"exact match ({result['n']} questions)")
     above.grid(alpha=0.3)
-    above.legend(loc="center right", fontsize="small")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     above.set_title(f"{result['model']}: {result['conditions']['facts']} facts, then other text", fontsize="medium")
     below.set_ylim(bottom=0)
     below.set_ylabel("RAM (MiB)")
