@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,11 +21,13 @@ from remanence.train import checkpoint, loop, memory
 from remanence.train.corpora import Corpora
 from remanence.train.export import export
 from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
-from remanence.train.recipes.nano import Phase, Recipe
+from remanence.train.plain import ModelRun, warm_up
+from remanence.train.recipes.nano import Phase, Recipe, nano
 from remanence.train.retrieval import HeadRecipe
 from remanence.train.rows import book_row
 from remanence.train.shapes import Shape
 from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
+from tests.train.tiny_runs import begin, smaller
 
 SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)
 TINY = Recipe(
@@ -41,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, place: Path, recipe: Recipe = TINY) -> loop.Run:
+def start(folder: Path, place: Path, recipe: Recipe = TINY) -> ModelRun:
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "tokenizer").exists():
         (place / "tokenizer").symlink_to(folder / "tokenizer")
@@ -50,14 +56,14 @@ def start(folder: Path, place: Path, recipe: Recipe = TINY) -> loop.Run:
     return run
 
 
-def weights(run: loop.Run) -> dict[str, torch.Tensor]:
+def weights(run: ModelRun) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
 
 def test_ten_steps_lower_the_loss(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = replace(TINY, warmup=(Phase(12, 4, 96, (1, 1), 1),), other_lr=1e-2)
     run = start(folder, tmp_path / "a", recipe)
-    loop.warm_up(run, 12)
+    loop.train(run, warm_up(run), 12)
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss_text"] < log[0]["loss_text"] - 0.2
     assert log[-1]["step"] == 12
@@ -66,12 +72,13 @@ def test_ten_steps_lower_the_loss(folder: Path, tmp_path: Path, capsys: pytest.C
 
 def test_resume_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
     whole, first = start(folder, tmp_path / "whole"), start(folder, tmp_path / "parts")
-    loop.warm_up(whole, 8)
-    loop.warm_up(first, 5)
+    loop.train(whole, warm_up(whole), 8)
+    loop.train(first, warm_up(first), 5)
     second = start(folder, tmp_path / "parts")
-    loop.resume(second, "warmup")
+    task = warm_up(second)
+    loop.resume(second, task)
     assert second.step == 5
-    loop.warm_up(second, 8)
+    loop.train(second, task, 8)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
@@ -182,11 +189,15 @@ def test_export_is_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
 def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = checkpoint.Checkpoint({"w": torch.ones(2)}, {"o": torch.zeros(1)}, {"step": 1})
     checkpoint.save(tmp_path / "c", one)
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda file: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+
+    def full(file: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device -> make room on the disk"):
         checkpoint.save(tmp_path / "c", replace(one, progress={"step": 2}))
     assert checkpoint.load(tmp_path / "c").progress == {"step": 1}
-    (tmp_path / "c").rename(tmp_path / "c.old")
+    (tmp_path / "c").rename(tmp_path / "c.before")
     assert checkpoint.load(tmp_path / "c").progress == {"step": 1}
 
 
@@ -194,7 +205,8 @@ def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         checkpoint.load(tmp_path / "c")
     checkpoint.save(tmp_path / "c", checkpoint.Checkpoint({"w": torch.ones(2)}, {}, {}))
-    (tmp_path / "c" / "weights.safetensors").write_bytes(b"xx")
+    (file,) = (tmp_path / "c").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(InputError, match="damaged"):
         checkpoint.load(tmp_path / "c")
 
@@ -233,3 +245,41 @@ def test_a_run_can_start_with_the_weights_of_a_folder(folder: Path, tmp_path: Pa
     save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model" / "model.safetensors")
     with pytest.raises(InputError, match="it has no layers of a Llama"):
         start_run(TINY, None, tmp_path / "d", tmp_path / "model")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from remanence.train import loop
+from remanence.train.recipes.nano import nano
+from tests.train.tiny_runs import begin, smaller
+run, task = begin(Path(sys.argv[1]), smaller(nano()), "warmup")
+run.save_seconds = 0.0
+loop.train(run, task, 10**6)
+"""
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """Killed while it trains and saves; then it goes on to the weights of a run that nobody killed."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "killed")], cwd=Path(__file__).parents[2])
+    progress = tmp_path / "killed" / "warmup" / "progress.json"
+    while child.poll() is None and _steps(progress) < 7:
+        time.sleep(0.02)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    killed, task = begin(tmp_path / "killed", smaller(nano()), "warmup")
+    loop.resume(killed, task)
+    assert killed.step >= 6
+    end = killed.step + 5
+    loop.train(killed, task, end)
+    whole, task = begin(tmp_path / "whole", smaller(nano()), "warmup")
+    loop.train(whole, task, end)
+    for name, master in whole.optimizer.masters.items():
+        assert torch.equal(master, killed.optimizer.masters[name]), name
+
+
+def _steps(progress: Path) -> int:
+    try:
+        return int(json.loads(progress.read_text())["step"])
+    except (OSError, ValueError):
+        return 0

@@ -107,14 +107,16 @@ def _train_latent(
     Stage "retrievers": other projectors for the adapter that is trained already, beside it.
     """
     from remanence.errors import InputError
-    from remanence.train import latent, latent_export, latent_run, latent_start, retriever
+    from remanence.train import latent_export, latent_start, loop, retriever
+    from remanence.train.latent import latent
 
     out = adapter.parent
     if stage != "all" and not (out / "latent").exists():
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     run = latent_start.start_latent_run(recipe, recipe.base, data, out)
+    task = latent(run, recipe.num_steps)
     if (resume or stage != "all") and (out / "latent").exists():
-        latent_run.resume(run)
+        loop.resume(run, task)
     if stage == RETRIEVERS:
         adapter.mkdir(exist_ok=True)
         for loss in retriever.LOSSES:
@@ -122,7 +124,7 @@ def _train_latent(
             retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
         return
     if stage == "all":
-        latent.train(run, recipe.num_steps, stop=steps)
+        loop.train(run, task, min(recipe.num_steps, steps or recipe.num_steps))
     num_bytes = latent_export.export_latent(run, adapter, recipe.base)
     run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 

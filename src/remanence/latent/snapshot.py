@@ -29,8 +29,9 @@ def save_pool(pool: Pool, file: Path, fingerprint: str) -> None:
 
 
 def _save(pool: Pool, file: Path, fingerprint: str, writes: list[Any]) -> None:
-    numbers = json.dumps({"clock": pool.clock, "num_merged": pool.long.num_merged, "writes": writes})
-    write_sealed(file, _tensors(pool), {"format": FORMAT, "fingerprint": fingerprint, "numbers": numbers})
+    tensors, numbers = parts_of(pool)
+    told = json.dumps({**numbers, "writes": writes})
+    write_sealed(file, tensors, {"format": FORMAT, "fingerprint": fingerprint, "numbers": told})
 
 
 def save_kept(kept: Kept, file: Path, fingerprint: str) -> None:
@@ -72,17 +73,20 @@ def _load(file: Path, like: Pool, fingerprint: str) -> tuple[Pool, list[Any]]:
             f"the pool in {str(file)!r} has the shape {shapes}", "use the method's settings it was made with"
         )
     numbers = json.loads(told["numbers"])
-    return _pool(tensors, numbers, like), numbers["writes"]
+    return pool_of(tensors, numbers, like), numbers["writes"]
 
 
-def _tensors(pool: Pool) -> dict[str, Tensor]:
+def parts_of(pool: Pool) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Everything that the pool's next write depends on: tensors, and numbers that JSON can hold."""
     long, parts = pool.long, pool.long.blocks.parts()
     found = {"row_LNC": pool.row_LNC, "born_LN": pool.born_LN, "random": pool.random, "oldest_L": long.oldest_L}
     optional = {name: getattr(long, name) for name in _OPTIONAL}
-    return found | parts | {name: tensor for name, tensor in optional.items() if tensor is not None}
+    tensors = found | parts | {name: tensor for name, tensor in optional.items() if tensor is not None}
+    return tensors, {"clock": pool.clock, "num_merged": long.num_merged}
 
 
-def _pool(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], like: Pool) -> Pool:
+def pool_of(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], like: Pool) -> Pool:
+    """The pool that `parts_of` took apart; its long-term memory lies where that of `like` does."""
     blocks: Blocks = replace(like.long.blocks, blocks=(), counts=()).with_parts(tensors)
     optional = {name: tensors.get(name) for name in _OPTIONAL}
     long = replace(like.long, blocks=blocks, oldest_L=tensors["oldest_L"], num_merged=numbers["num_merged"], **optional)

@@ -1,63 +1,145 @@
-"""Checkpoints as safetensors and JSON in one folder, replaced in one step so that a crash leaves a whole one."""
+"""The last two checkpoints of a stage: torch's distributed checkpoint in safetensors files, each whole or not there."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from remanence.errors import InputError
+
+PARTS = ("weights", "optimizer", "tensors")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, optimizer state, and where the run stands (`progress`: numbers and words)."""
+    """Weights, optimizer state, where the run stands (`progress`: what JSON can hold), and what else a task keeps."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     progress: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def log(folder: Path, record: dict[str, Any]) -> None:
     """One line more in `log.jsonl`, and on the screen."""
+    if _rank():
+        return
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     print(json.dumps(record), flush=True)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `folder` anew; the old one stays whole until the new one is complete on disk."""
-    fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({k: v.contiguous().cpu() for k, v in checkpoint.weights.items()}, fresh / "weights.safetensors")
-    save_file({k: v.contiguous().cpu() for k, v in checkpoint.optimizer.items()}, fresh / "optimizer.safetensors")
-    (fresh / "progress.json").write_text(json.dumps(checkpoint.progress, indent=1), encoding="utf-8")
+    """Writes `folder` anew, every process its own shards; the one before is kept too."""
+    fresh = folder.with_suffix(".new")
+    if not _rank():
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+    _wait()
+    state = {f"{part}/{name}": t for part in PARTS for name, t in getattr(checkpoint, part).items()}
+    try:
+        with _quiet():
+            writer = dcp.HuggingFaceStorageWriter(str(fresh), save_distributed=True)
+            dcp.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
+        if not _rank():
+            (fresh / "progress.json").write_text(json.dumps(checkpoint.progress, indent=1), encoding="utf-8")
+            _replace(folder, fresh)
+    except (OSError, CheckpointException, SafetensorError) as error:
+        raise InputError(
+            f"the checkpoint {str(folder)!r} could not be written: {_first_line(error)}",
+            "make room on the disk and --resume: the one before it is whole",
+        ) from error
+    _wait()
+
+
+def before(folder: Path) -> Path:
+    """Where the checkpoint that `folder` replaced is kept."""
+    return folder.with_suffix(".before")
+
+
+def _replace(folder: Path, fresh: Path) -> None:
     for path in fresh.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)
+        shutil.rmtree(before(folder), ignore_errors=True)
+        folder.rename(before(folder))
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path) -> Checkpoint:
-    """The newest whole checkpoint: `folder`, or what a crash left beside it. InputError where there is none."""
-    for place in (folder, folder.with_suffix(".old")):
+def load(folder: Path, masters: Mapping[str, Tensor] | None = None) -> Checkpoint:
+    """The newest whole checkpoint: `folder`, or what a crash left beside it. InputError where there is none.
+
+    `masters`: weights as this process holds them; those of the same name, and what the optimizer keeps for them, are
+    read as they are sharded.
+    """
+    for place in (folder, before(folder)):
         if (place / "progress.json").exists():
             try:
                 progress = json.loads((place / "progress.json").read_text(encoding="utf-8"))
-                tensors = [load_file(place / f"{name}.safetensors") for name in ("weights", "optimizer")]
-                return Checkpoint(tensors[0], tensors[1], progress)
-            except (OSError, ValueError, SafetensorError) as error:
-                raise InputError(f"checkpoint {str(place)!r} is damaged: {error}", "start without --resume") from error
+                found: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+                for key, tensor in _tensors(place, masters or {}).items():
+                    part, _, name = key.partition("/")
+                    found[part][name] = tensor
+                return Checkpoint(found["weights"], found["optimizer"], progress, found["tensors"])
+            except (OSError, ValueError, KeyError, SafetensorError, CheckpointException) as error:
+                problem = f"checkpoint {str(place)!r} is damaged: {_first_line(error)}"
+                raise InputError(problem, "start without --resume") from error
     raise InputError(f"no checkpoint in {str(folder)!r}", "start without --resume")
+
+
+def _tensors(place: Path, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    reader = dcp.HuggingFaceStorageReader(str(place))
+    held = {}
+    for key, told in reader.read_metadata().state_dict_metadata.items():
+        like = masters.get(_weight(key))
+        is_alike = like is not None and like.shape == told.size
+        dtype = told.properties.dtype
+        held[key] = torch.empty_like(like, dtype=dtype) if is_alike else torch.empty(told.size, dtype=dtype)
+    with _quiet():
+        dcp.load(held, storage_reader=reader, no_dist=not dist.is_initialized())
+    return held
+
+
+def _weight(key: str) -> str:
+    """The name of the weight that an entry is of, or is kept for: `weights/NAME`, `optimizer/PART/NAME/ENTRY`."""
+    part, _, name = key.partition("/")
+    return name.partition("/")[2].rpartition("/")[0] if part == "optimizer" else name
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _first_line(error: BaseException) -> str:
+    """Of what went wrong in the first process where something did."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that one process is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

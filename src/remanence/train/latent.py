@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
 from remanence.latent.pool import Pool
 from remanence.train.documents import LatentDocument, gather, questions
-from remanence.train.latent_run import LatentRun, save
+from remanence.train.latent_run import LatentRun, restore, state
 from remanence.train.latent_tasks import read_sentences, step_loss
+from remanence.train.loop import Task
+from remanence.train.model import cast
 from remanence.train.recipes.nano import Phase
 from remanence.train.recipes.nano_mplus import LatentPhase
 from remanence.train.rows import facts_row
+from remanence.train.schedule import rate_at
 
 
 def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPhase]:
@@ -27,37 +30,24 @@ def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPha
     return len(stages) - 1, stages[-1]
 
 
-def train(run: LatentRun, num_steps: int, stop: int | None = None) -> None:
-    """Up to `num_steps`, which the learning rate falls towards; `stop`: no further than this step for now."""
+def latent(run: LatentRun, num_steps: int) -> Task:
+    """The task of M+: `num_steps` is what the learning rate falls towards."""
     run.lm.model.train()
-    saved = time.monotonic()
-    while run.step < min(num_steps, stop or num_steps):
-        begun = time.monotonic()
-        stage, phase = phase_of(run.recipe.stages, run.step)
-        loss = step_loss(run, phase, Random(f"{run.recipe.seed} latent {run.step}"))
-        loss.backward()
-        _apply(run, num_steps)
-        run.step, run.seconds = run.step + 1, run.seconds + time.monotonic() - begun
-        if run.step % 25 == 0:
-            means = {k: round(v / run.sums[f"#{k}"], 4) for k, v in run.sums.items() if not k.startswith("#")}
-            run.log({"step": run.step, "stage": stage + 1, "seconds": round(run.seconds), **means})
-            run.sums.clear()
-        if run.step % run.recipe.eval_every == 0:
-            run.log({"step": run.step, "stage": stage + 1, **evaluate(run)})
-        if time.monotonic() - saved > 180:
-            save(run)
-            saved = time.monotonic()
-    save(run)
 
+    def loss(number: int) -> tuple[Tensor, int]:
+        _, phase = phase_of(run.recipe.stages, number)
+        return step_loss(run, phase, Random(f"{run.recipe.seed} latent {number}"))
 
-def _apply(run: LatentRun, num_steps: int) -> None:
-    recipe, parameters = run.recipe, list(run.trained.values())
-    clip_grad_norm_(parameters, recipe.clip_norm)
-    rise, fall = (run.step + 1) / recipe.warmup_steps, (1 - run.step / num_steps) / recipe.decay_share
-    for group, rate in zip(run.optimizer.param_groups, (recipe.lr, recipe.projector_lr), strict=True):
-        group["lr"] = rate * min(1.0, rise, max(0.02, fall))
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    def rate(step: int) -> float:
+        return rate_at("wsd", step, num_steps, run.recipe.warmup_steps, run.recipe.decay_share)
+
+    def found(step: int) -> dict[str, Any]:
+        return {"phase": phase_of(run.recipe.stages, step - 1)[0] + 1, **evaluate(run)}
+
+    def back(tensors: Mapping[str, Tensor], values: Any) -> None:
+        restore(run, tensors, values)
+
+    return Task("latent", loss, rate, found, run.recipe.eval_every, state=lambda: state(run), restore=back)
 
 
 @torch.no_grad()
@@ -90,5 +80,5 @@ def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
 
 
 def _added(run: LatentRun, pool: Pool, ids: list[int]) -> Pool:
-    with torch.autocast(run.lm.device.type, torch.bfloat16):
+    with cast(run.lm.device, run.recipe):
         return run.method.add(run.lm, pool, ids)

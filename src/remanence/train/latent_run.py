@@ -1,28 +1,29 @@
-"""A run of M+: what is trained, the pool that lives on from step to step, and its checkpoints."""
+"""A run of M+: what is trained, and the pool, the rows and the documents that live on from step to step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from remanence.latent.pool import Pool
+from remanence.latent.snapshot import parts_of, pool_of
 from remanence.lm.lm import LM
 from remanence.lm.lora import role_parameters
 from remanence.methods.mplus import MPlus
-from remanence.train import checkpoint
 from remanence.train.corpora import Corpora
-from remanence.train.documents import LatentDocument
+from remanence.train.documents import LatentDocument, Sentence
+from remanence.train.loop import Run
+from remanence.train.optimizer import Group
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
 
 
-@dataclass
-class LatentRun:
-    """A run: the model with its roles, what is trained, and the pool.
+@dataclass(kw_only=True)
+class LatentRun(Run):
+    """A run: the model with its roles, and the pool that it writes to.
 
     `cached`: documents of earlier steps, with the number of each one's first write; `past`: rows of earlier writes,
     and which of them are text.
@@ -33,23 +34,9 @@ class LatentRun:
     method: MPlus
     encoder: Encoder
     corpora: Corpora
-    folder: Path
     pool: Pool
-    optimizer: torch.optim.AdamW
-    trained: dict[str, nn.Parameter]
-    step: int = 0
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
     cached: list[tuple[list[LatentDocument], list[int]]] = field(default_factory=list)
     past: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def log(self, record: dict[str, Any]) -> None:
-        checkpoint.log(self.folder, record)
-
-    def count(self, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            total, times = self.sums.get(name, 0.0), self.sums.get(f"#{name}", 0.0)
-            self.sums[name], self.sums[f"#{name}"] = total + float(amount), times + 1
 
 
 def trained_parameters(lm: LM, method: MPlus) -> dict[str, nn.Parameter]:
@@ -59,37 +46,31 @@ def trained_parameters(lm: LM, method: MPlus) -> dict[str, nn.Parameter]:
     return found | {f"latent.{name}": p for name, p in method.modules(lm).named_parameters()}
 
 
-def by_rate(trained: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def groups(trained: dict[str, nn.Parameter], recipe: LatentRecipe) -> list[Group]:
     """Everything else, and the projectors, which have a learning rate of their own (authors' code)."""
-    rest: list[nn.Parameter] = []
-    projectors: list[nn.Parameter] = []
-    for name, parameter in trained.items():
-        is_projector = any(f".{kind}." in name for kind in ("query", "key", "encoder_query"))
-        (projectors if is_projector else rest).append(parameter)
-    return rest, projectors
+    kinds = (".query.", ".key.", ".encoder_query.")
+    projectors = tuple(name for name in trained if any(kind in name for kind in kinds))
+    rest = tuple(name for name in trained if name not in projectors)
+    return [Group("adamw", rest, recipe.lr, 0.01), Group("adamw", projectors, recipe.projector_lr, 0.01)]
 
 
-def save(run: LatentRun) -> None:
-    """Weights, optimizer, and the pool's rows (long-term memory fills again within a few steps)."""
-    weights = {name: p.detach() for name, p in run.trained.items()} | {"pool_LNC": run.pool.row_LNC}
-    state = {
-        f"{name}/{entry}": tensor
-        for name, p in run.trained.items()
-        for entry, tensor in run.optimizer.state.get(p, {}).items()
-    }
-    checkpoint.save(
-        run.folder / "latent", checkpoint.Checkpoint(weights, state, {"step": run.step, "seconds": run.seconds})
-    )
+def state(run: LatentRun) -> tuple[dict[str, Tensor], Any]:
+    """The pool with its long-term memory, the rows and the documents that later steps ask for."""
+    tensors, numbers = parts_of(run.pool)
+    found = {f"pool/{name}": tensor for name, tensor in tensors.items()}
+    for number, (row_LGKC, seen_GK) in enumerate(run.past):
+        found |= {f"past/{number}/rows": row_LGKC, f"past/{number}/seen": seen_GK}
+    cached = [[[asdict(document) for document in documents], when] for documents, when in run.cached]
+    return found, {"pool": numbers, "past": len(run.past), "cached": cached}
 
 
-@torch.no_grad()
-def resume(run: LatentRun) -> None:
-    found = checkpoint.load(run.folder / "latent")
-    for name, parameter in run.trained.items():
-        parameter.copy_(found.weights[name])
-        lead = f"{name}/"
-        entries = {key.removeprefix(lead): t.clone() for key, t in found.optimizer.items() if key.startswith(lead)}
-        if entries:
-            run.optimizer.state[parameter] = entries
-    run.pool = replace(run.pool, row_LNC=found.weights["pool_LNC"])
-    run.step, run.seconds = found.progress["step"], found.progress["seconds"]
+def restore(run: LatentRun, tensors: Mapping[str, Tensor], values: Any) -> None:
+    lead = "pool/"
+    parts = {name.removeprefix(lead): tensor for name, tensor in tensors.items() if name.startswith(lead)}
+    run.pool = pool_of(parts, values["pool"], run.pool)
+    run.past = [(tensors[f"past/{n}/rows"], tensors[f"past/{n}/seen"]) for n in range(values["past"])]
+    run.cached = [([_document(told) for told in documents], when) for documents, when in values["cached"]]
+
+
+def _document(told: dict[str, Any]) -> LatentDocument:
+    return LatentDocument(told["chunks"], [Sentence(**sentence) for sentence in told["sentences"]])

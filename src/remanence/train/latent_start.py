@@ -11,15 +11,16 @@ from remanence.lm.lm import LM, load
 from remanence.lm.lora import add_roles, role_parameters
 from remanence.methods.mplus import MPlus, MPlusConfig
 from remanence.train.corpora import load_corpora
-from remanence.train.latent_run import LatentRun, by_rate, trained_parameters
+from remanence.train.latent_run import LatentRun, groups, trained_parameters
 from remanence.train.model import use_fast_attention
+from remanence.train.optimizer import Optimizer
 from remanence.train.projector_start import match_words
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
 
 
 def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
-    """A run at step 0. The base's weights stay as they are, in bfloat16; what is trained is float32."""
+    """A run at step 0. The base's weights stay as they are, in the recipe's type; what is trained is float32."""
     folder.mkdir(parents=True, exist_ok=True)
     lm = _prepared(recipe, base)
     method = MPlus(MPlusConfig(**recipe.method, capacity_rows=recipe.kept_rows, merge_writes=16))
@@ -28,12 +29,21 @@ def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder:
     trained = trained_parameters(lm, method)
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    groups = [{"params": part} for part in by_rate(trained)]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = Optimizer(trained, groups(trained, recipe), recipe.clip_norm)
     pool = method.fresh(lm, recipe.seed)
     pool_LNC = torch.randn_like(pool.row_LNC, dtype=torch.float32) * 0.5
     pool = replace(pool, row_LNC=pool_LNC)
-    run = LatentRun(recipe, lm, method, Encoder(lm.tokenizer), load_corpora(data), folder, pool, optimizer, trained)
+    run = LatentRun(
+        folder,
+        optimizer,
+        recipe.guard,
+        recipe=recipe,
+        lm=lm,
+        method=method,
+        encoder=Encoder(lm.tokenizer),
+        corpora=load_corpora(data),
+        pool=pool,
+    )
     match_words(run, recipe.projector_documents)
     return run
 
@@ -42,7 +52,8 @@ def _prepared(recipe: LatentRecipe, base: str) -> LM:
     lm = load(base)
     for parameter in lm.model.parameters():
         parameter.requires_grad_(False)
-        parameter.data = parameter.data.bfloat16()
+        if recipe.dtype == "bfloat16":
+            parameter.data = parameter.data.bfloat16()
     add_roles(lm.model, recipe.lora)
     for parameter in role_parameters(lm.model):
         parameter.data = parameter.data.float()

@@ -17,14 +17,14 @@ from remanence.train.latent_hints import find_rows, row_loss
 from remanence.train.latent_run import LatentRun
 from remanence.train.live import LivePrefix, Writes
 from remanence.train.losses import TEXT, Losses, answer_losses, exact_answers, targets
-from remanence.train.model import logits_at
+from remanence.train.model import cast, logits_at
 from remanence.train.recipes.nano_mplus import LatentPhase
 
 REMEMBERED_WRITES = 96
 
 
-def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> Tensor:
-    """One task by the phase's chances; what was written goes into the pool afterwards, without gradient."""
+def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, int]:
+    """One task by the phase's chances, and its tokens; what was written goes into the pool, without gradient."""
     num_chunks = rng.randint(*phase.chunks)
     if run.cached and rng.random() < phase.revisit:
         return _revisit(run, rng)
@@ -36,12 +36,13 @@ def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> Tensor:
         if document.sentences and len(document.chunks) == num_chunks and all(document.chunks):
             documents.append(document)
     sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)
-    with torch.autocast(run.lm.device.type, torch.bfloat16):
+    with cast(run.lm.device, run.recipe):
         row_DLRC = write(run, documents)
     whole, long = rng.random() < phase.whole_pool, rng.random() < phase.long
     loss = _read(run, rng, documents, sentences, row_DLRC, "alone" if not whole else "long" if long else "pool")
     _keep(run, documents, row_DLRC.detach())
-    return loss
+    num_written = sum(len(chunk) for document in documents for chunk in document.chunks)
+    return loss, num_written + sentences.batch.ids_BT.numel()
 
 
 def write(run: LatentRun, documents: list[LatentDocument]) -> Tensor:
@@ -134,9 +135,9 @@ def read_sentences(
     run: LatentRun, prefix: LivePrefix, sentences: Sentences, watch: seam.Watch | None = None
 ) -> tuple[Losses, float, float]:
     batch, model = sentences.batch, run.lm.model
-    index_N = targets(batch.kind_BT, 4, run.step)
+    index_N = targets(batch.kind_BT, 4, run.number)
     positions_BT = prefix.offset_tokens + torch.arange(batch.ids_BT.shape[1])[None]
-    with torch.autocast(run.lm.device.type, torch.bfloat16):
+    with cast(run.lm.device, run.recipe):
         body: Any = model.model
         hidden_BTC = body(
             batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, role="read", watch=watch
@@ -171,7 +172,7 @@ def _writer_loss(run: LatentRun, row_DLRC: Tensor) -> Tensor:
     """The writer's retriever (the authors' code): rows of the same document against the pool's, projectors alone."""
     R = row_DLRC.shape[2]
     rows = torch.cat([run.pool.row_LNC[None].expand(1, -1, -1, -1), row_DLRC[:1].detach().to(run.pool.row_LNC)], dim=2)
-    with torch.autocast(run.lm.device.type, torch.bfloat16):
+    with cast(run.lm.device, run.recipe):
         score_BLN = run.method.writer_scores(run.lm, rows)
     is_own = torch.zeros_like(score_BLN, dtype=torch.bool)
     is_own[:, :, -R:] = True
@@ -184,13 +185,13 @@ def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> 
     for document, row_LRC in zip(documents, row_DLRC, strict=True):
         first = run.pool.clock // K
         for ids, part_LKC in zip(document.chunks, row_LRC.float().split(K, dim=1), strict=True):
-            with torch.no_grad(), torch.autocast(run.lm.device.type, torch.bfloat16):
+            with torch.no_grad(), cast(run.lm.device, run.recipe):
                 run.pool = run.method.take(run.lm, run.pool, part_LKC[:, max(0, K - len(ids)) :])
         when.append(first)
     run.cached = [*run.cached[-1:], (documents, when)]  # older ones are not among what `_remembered` reads
 
 
-def _plain(run: LatentRun, rng: Random) -> Tensor:
+def _plain(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
     """Running text read with the pool as it is, and half the time long-term rows: as the base model reads it alone.
 
     The authors teach it with the next token; here the base's own predictions are the target, since a
@@ -207,7 +208,7 @@ def _plain(run: LatentRun, rng: Random) -> Tensor:
     ids_BT, real_BT = sentences.batch.ids_BT, sentences.batch.kind_BT > 0
     lead_BT = torch.tensor(run.lm.bos, dtype=torch.long).expand(len(ids_BT), -1)
     positions_BT = prefix.offset_tokens + torch.arange(ids_BT.shape[1])[None]
-    with torch.autocast(run.lm.device.type, torch.bfloat16):
+    with cast(run.lm.device, run.recipe):
         with torch.no_grad():
             base_BTV = model(torch.cat([lead_BT, ids_BT], dim=1), use_cache=False).logits[:, lead_BT.shape[1] :]
         read_BTV = model(ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, role="read").logits
@@ -218,7 +219,7 @@ def _plain(run: LatentRun, rng: Random) -> Tensor:
         best_LQ = torch.stack([score_QG.amax(1) for score_QG in prefix.score.values()])
         run.count(plain_best=best_LQ.mean().item())
         loss = loss - recipe.quiet_weight * (1 - best_LQ + 1e-3).log().mean()
-    return recipe.plain_weight * loss
+    return recipe.plain_weight * loss, ids_BT.numel()
 
 
 def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
@@ -233,7 +234,7 @@ def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
     return gather(rng, documents, count, run.encoder.pad)
 
 
-def _revisit(run: LatentRun, rng: Random) -> Tensor:
+def _revisit(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
     """Questions about documents of an earlier step, whose rows are in the pool and in long-term memory by now."""
     documents, when = rng.choice(run.cached)
     sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)
@@ -257,7 +258,8 @@ def _revisit(run: LatentRun, rng: Random) -> Tensor:
     asks_Q &= (at_Q >= 0) & (at_Q < G)
     wanted_QG = torch.zeros(len(at_Q), G, dtype=torch.bool)
     wanted_QG[asks_Q, at_Q[asks_Q]] = True
-    return losses.total + run.recipe.retriever_weight * _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
+    loss = losses.total + run.recipe.retriever_weight * _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
+    return loss, sentences.batch.ids_BT.numel()
 
 
 def _remembered(run: LatentRun) -> tuple[int, Writes]:

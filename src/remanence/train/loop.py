@@ -1,9 +1,9 @@
-"""Stage one, the warm-up without memory: the training loop, its log, its evaluations and checkpoints."""
+"""The training loop: steps of one task, its log, evaluations and checkpoints, and the way back after a divergence."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,177 +11,185 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remanence.errors import InputError
 from remanence.train import checkpoint
-from remanence.train.batches import Batch, heldout_batch, plain_batch, text_batch, text_rows
-from remanence.train.corpora import Corpora
-from remanence.train.losses import Losses, answer_losses, exact_answers, targets
-from remanence.train.model import compile_layers, logits_at, use_fast_attention
+from remanence.train.guard import GuardConfig, Watched, judge
 from remanence.train.optimizer import Optimizer
-from remanence.train.recipes.nano import Phase, Recipe
-from remanence.train.row import Row
-from remanence.train.rows import Encoder
-
-EVAL_ROWS = 32
-"""Of an evaluation, and of one pass of a larger one."""
 
 
 @dataclass
 class Run:
-    """A training run: the model, where it stands, and the folder that it writes to.
+    """Where a training run stands: its folder, what it trains, and how far it has come.
 
-    `compiled`: the warm-up runs compiled layers, which needs a C++ compiler. `has_start`: its weights were given,
-    so a later stage need not begin with those of the warm-up.
+    `skipped`: batches that were left out, so that step N reads batch N + `skipped`; `rate` multiplies every learning
+    rate, and is lowered where the run had to go back. `settled`: calm steps since the last checkpoint.
     """
 
-    recipe: Recipe
-    model: Any
-    optimizer: Optimizer
-    encoder: Encoder
-    corpora: Corpora
     folder: Path
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    compiled: bool = False
-    has_start: bool = False
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
+    optimizer: Optimizer
+    guard: GuardConfig
     log_every: int = 25
     save_seconds: float = 180.0
+    step: int = 0
+    skipped: int = 0
+    rewinds: int = 0
+    rate: float = 1.0
+    seconds: float = 0.0
+    tokens: int = 0
+    watched: Watched = field(default_factory=Watched)
+    settled: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """The batch that the next step reads."""
+        return self.step + self.skipped
 
     def log(self, record: dict[str, Any]) -> None:
         checkpoint.log(self.folder, record)
 
-
-def phase_at(phases: Sequence[Phase], step: int) -> Phase:
-    """The phase that a step belongs to; the last one goes on."""
-    for phase in phases:
-        if step < phase.num_steps:
-            return phase
-        step -= phase.num_steps
-    return phases[-1]
+    def count(self, **amounts: float) -> None:
+        """Amounts whose means the next line of the log shows."""
+        for name, amount in amounts.items():
+            total, times = self.sums.get(name, 0.0), self.sums.get(f"#{name}", 0.0)
+            self.sums[name], self.sums[f"#{name}"] = total + float(amount), times + 1
 
 
-def plain_logits(run: Run, batch: Batch, index_N: Tensor) -> Tensor:
-    """logits_NV at chosen positions of whole rows, read without memory."""
-    with torch.autocast(run.device.type, torch.bfloat16):
-        hidden_BTC = run.model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        return logits_at(run.model, hidden_BTC.flatten(0, 1)[index_N])
+def nothing(step: int) -> dict[str, Any]:
+    return {}
 
 
-def plain_losses(run: Run, batch: Batch) -> Losses:
-    """Forward pass over whole rows, logits only where there is a target."""
-    batch = batch.to(run.device)
-    index_N = targets(batch.kind_BT, run.recipe.text_stride, run.step)
-    logits_NV = plain_logits(run, batch, index_N)
-    return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains, as functions.
+
+    `loss(batch number)`: a scalar to minimise, and the tokens it was made of. `rate(step)` multiplies the learning
+    rates. `evaluate(step)`: figures for the log, every `eval_every` steps; `ends(step)` before the first step and
+    after the last. `state` and `restore`: tensors beside weights and optimizer that the next step depends on, and
+    values that JSON can hold.
+    """
+
+    stage: str
+    loss: Callable[[int], tuple[Tensor, int]]
+    rate: Callable[[int], float]
+    evaluate: Callable[[int], dict[str, Any]] = nothing
+    eval_every: int = 200
+    ends: Callable[[int], dict[str, Any]] = nothing
+    state: Callable[[], tuple[dict[str, Tensor], Any]] = lambda: ({}, None)
+    restore: Callable[[Mapping[str, Tensor], Any], None] = lambda tensors, values: None
 
 
-def warm_up(run: Run, num_steps: int) -> None:
-    """Trains until step `num_steps`; logs, evaluates and saves on the way and at the end."""
-    use_fast_attention(run.model)
-    if run.compiled:
-        compile_layers(run.model)
-    run.model.train()
+def train(run: Run, task: Task, num_steps: int) -> None:
+    """Until step `num_steps`; a run that cannot be kept from diverging stops with its last good checkpoint."""
+    if run.step == 0:
+        _log_figures(run, task, task.ends(0))
+        save(run, task)
     saved = time.monotonic()
     while run.step < num_steps:
-        started = time.monotonic()
-        phase = phase_at(run.recipe.warmup, run.step)
-        batch = plain_batch(run.recipe.seed, run.step, phase, run.corpora, run.encoder)
-        losses = plain_losses(run, batch)
-        losses.total.backward()
-        run.optimizer.step(min(1.0, (run.step + 1) / run.recipe.warmup_steps))
-        finish_step(run, "warmup", losses, batch.ids_BT, time.monotonic() - started)
-        if run.step % run.recipe.eval_every == 0:
-            found = evaluate_text(run) if phase.books == 1 else evaluate_plain(run)
-            run.log({"step": run.step, "stage": "warmup", **found})
-        if time.monotonic() - saved > run.save_seconds:
-            save(run, "warmup")
+        begun = time.monotonic()
+        if reason := _step(run, task):
+            _go_back(run, task, reason)
+            continue
+        run.step, run.seconds = run.step + 1, run.seconds + time.monotonic() - begun
+        run.count(seconds=time.monotonic() - begun)
+        if run.step % run.log_every == 0:
+            _log_means(run, task)
+        if run.step % task.eval_every == 0:
+            _log_figures(run, task, task.evaluate(run.step))
+        if run.watched.is_calm and time.monotonic() - saved > run.save_seconds:
+            save(run, task)
             saved = time.monotonic()
-    save(run, "warmup")
+    save(run, task)
+    _log_figures(run, task, task.ends(run.step))
 
 
-def finish_step(run: Run, stage: str, losses: Losses, ids_BT: Tensor, seconds: float) -> None:
-    """Counts the step and writes a line of means every `log_every` steps."""
-    run.step += 1
-    run.seconds += seconds
-    run.tokens += ids_BT.numel()
-    amounts = {"answer": losses.answer, "text": losses.text, "tokens": ids_BT.numel(), "seconds": seconds, "steps": 1}
-    for name, amount in amounts.items():
-        run.sums[name] = run.sums.get(name, 0.0) + float(amount)
-    if run.step % run.log_every == 0:
-        named = [name for name in ("answer", "text", "hints") if name in run.sums]
-        means = {f"loss_{name}": round(run.sums[name] / run.sums["steps"], 4) for name in named}
-        speed = round(run.sums["tokens"] / run.sums["seconds"])
-        run.log({"step": run.step, "stage": stage, "seconds": round(run.seconds), **means, "tokens_per_second": speed})
-        run.sums.clear()
+def _step(run: Run, task: Task) -> str | None:
+    """One step forward, or the reason why it was not made."""
+    try:
+        loss, num_tokens = task.loss(run.number)
+        loss.backward()
+    except torch.OutOfMemoryError as error:
+        problem = f"step {run.step} of {task.stage} does not fit into the accelerator's memory"
+        raise InputError(problem, "lower the phase's rows or tokens (--set warmup.0.rows=8), and --resume") from error
+    norm = run.optimizer.clip()
+    run.watched, reason = judge(run.guard, run.watched, float(loss.detach()), norm)
+    if reason:
+        return reason
+    run.settled = run.settled + 1 if run.watched.is_calm else 0
+    run.optimizer.step(task.rate(run.step) * run.rate)
+    run.tokens += num_tokens
+    run.count(tokens=num_tokens, norm=norm)
+    return None
 
 
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")
-def evaluate_plain(run: Run, rows: int = EVAL_ROWS) -> dict[str, float]:
-    """Exact match on held-out facts with the passages as text: 1 short passage, and 5 passages."""
-    found = {}
-    run.model.eval()
-    for passages, facts, tokens in ((1, 2, 160), (5, 3, 384)):
-        batch = heldout_batch(run.recipe.seed, rows, tokens, passages, facts, run.encoder).to(run.device)
-        index_N = targets(batch.kind_BT, 10**6)
-        logits_NV = plain_logits(run, batch, index_N)
-        token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
-        found |= {f"heldout{passages}_token": round(token, 3), f"heldout{passages}_exact": round(whole, 3)}
-    run.model.train()
-    return found
+def _go_back(run: Run, task: Task, reason: str) -> None:
+    """To the last good checkpoint; what was read since is left out from now on.
 
-
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")
-def evaluate_text(run: Run, rows: int = EVAL_ROWS) -> dict[str, float]:
-    """`loss_text_none`: nats per token of running text from books that are kept for evaluation, read by itself."""
-
-    def read(part: list[Row]) -> tuple[Tensor, Batch]:
-        batch = text_batch(part, run.encoder).to(run.device)
-        return plain_logits(run, batch, targets(batch.kind_BT, 1)), batch
-
-    return mean_text_loss(run, rows, "loss_text_none", read)
-
-
-def mean_text_loss(
-    run: Run, num_rows: int, name: str, read: Callable[[list[Row]], tuple[Tensor, Any]]
-) -> dict[str, float]:
-    """`name`: the mean over all tokens of rows of kept books; {} where there are no such books.
-
-    `read` gives logits_NV of all tokens of a part, and its batch.
+    A checkpoint is good when calm steps have followed it: the step before it may be what the weights did not survive.
     """
-    if not run.corpora.kept_paragraphs:
-        return {}
-    run.model.eval()
-    rows, total, count = text_rows(run.recipe.seed, num_rows, run.corpora), 0.0, 0
-    for first in range(0, num_rows, EVAL_ROWS):
-        logits_NV, batch = read(rows[first : first + EVAL_ROWS])
-        index_N = targets(batch.kind_BT, 1)
-        losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 1.0)
-        total, count = total + float(losses.text) * len(index_N), count + len(index_N)
-    run.model.train()
-    return {name: round(total / count, 4)}
+    at, last, rewinds, rate = run.step, run.number, run.rewinds + 1, run.rate * run.guard.lower
+    run.optimizer.drop_gradients()
+    if rewinds > run.guard.rewinds:
+        raise InputError(
+            f"{task.stage} diverged {rewinds} times, last at step {at}: {reason}",
+            f"lower the learning rate; what was saved is in {str(run.folder / task.stage)!r} and beside it",
+        )
+    resume(run, task, is_good=run.settled >= run.guard.patience)
+    record = {"went_back_to": run.step, "left_out": [run.number, last], "reason": reason, "rate": rate}
+    run.skipped, run.rewinds, run.rate = last + 1 - run.step, rewinds, rate
+    run.log({"step": at, "stage": task.stage, **record})
 
 
-def save(run: Run, stage: str) -> None:
-    weights = dict(run.optimizer.masters)
-    progress = {"stage": stage, "step": run.step, "seconds": run.seconds, "tokens": run.tokens}
-    checkpoint.save(run.folder / stage, checkpoint.Checkpoint(weights, run.optimizer.state(), progress))
+def _log_means(run: Run, task: Task) -> None:
+    """Means since the last line; a name that was counted more rarely is a mean over those times."""
+    sums, run.sums = run.sums, {}
+    speed = round(sums.pop("tokens") / max(1e-9, sums.pop("seconds")))
+    means = {k: round(v / sums[f"#{k}"], 4) for k, v in sums.items() if f"#{k}" in sums and k[0] != "#"}
+    told = {"step": run.step, "stage": task.stage, "seconds": round(run.seconds)}
+    run.log({**told, **means, "tokens_per_second": speed})
+
+
+def _log_figures(run: Run, task: Task, figures: dict[str, Any]) -> None:
+    if figures:
+        run.log({"step": run.step, "stage": task.stage, **figures})
+
+
+_PROGRESS = ("step", "skipped", "rewinds", "rate", "seconds", "tokens", "sums")
+
+
+def save(run: Run, task: Task) -> None:
+    """Everything that the next step depends on, so that a run which goes on is the run that was never stopped."""
+    tensors, values = task.state()
+    tensors = {**tensors, "random": torch.get_rng_state()}
+    progress = {name: getattr(run, name) for name in _PROGRESS}
+    watched = {"calm": run.watched.calm, "high": run.watched.high}
+    kept = checkpoint.Checkpoint(
+        dict(run.optimizer.masters),
+        run.optimizer.state(),
+        {"stage": task.stage, **progress, "watched": watched, "values": values},
+        tensors,
+    )
+    checkpoint.save(run.folder / task.stage, kept)
+    run.settled = 0
 
 
 def load_weights(run: Run, stage: str) -> checkpoint.Checkpoint:
     """The weights that a stage ended with, without its optimizer and its count of steps."""
-    found = checkpoint.load(run.folder / stage)
-    for name, master in run.optimizer.masters.items():
-        master.copy_(found.weights[name])
-    run.optimizer.copy_to_model()
+    found = checkpoint.load(run.folder / stage, run.optimizer.masters)
+    run.optimizer.load_weights(found.weights)
     return found
 
 
-def resume(run: Run, stage: str) -> None:
-    """Continues where the checkpoint of `stage` stood."""
-    found = load_weights(run, stage)
+def resume(run: Run, task: Task, is_good: bool = True) -> None:
+    """Continues where the checkpoint of the task's stage stood; where it is not good, the one before it."""
+    place = run.folder / task.stage
+    kept = place if is_good or not checkpoint.before(place).exists() else checkpoint.before(place)
+    found = checkpoint.load(kept, run.optimizer.masters)
+    run.optimizer.load_weights(found.weights)
     run.optimizer.load(found.optimizer)
-    run.step, run.seconds, run.tokens = (found.progress[name] for name in ("step", "seconds", "tokens"))
+    for name in _PROGRESS:
+        setattr(run, name, found.progress[name])
+    watched = found.progress["watched"]
+    run.watched = Watched(tuple(watched["calm"]), watched["high"])
+    torch.set_rng_state(found.tensors["random"])
+    task.restore(found.tensors, found.progress["values"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -15,22 +14,23 @@ from remanence.lm.lm import LM
 from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
 from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss, pointing_loss
-from remanence.train.loop import (
+from remanence.train.loop import Task
+from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
+from remanence.train.model import cast, logits_at, use_fast_attention
+from remanence.train.plain import (
     EVAL_ROWS,
-    Run,
+    ModelRun,
+    counted,
     evaluate_plain,
     evaluate_text,
-    finish_step,
     mean_text_loss,
     phase_at,
     plain_losses,
-    save,
 )
-from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
-from remanence.train.model import logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, draw_row, facts_row
+from remanence.train.schedule import rate_at
 from remanence.types import ExplicitMemory
 
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
@@ -53,7 +53,7 @@ class MemoryBatch:
         return MemoryBatch(self.references, self.ids_BT.to(device), self.kind_BT.to(device), self.hints.to(device))
 
 
-def memory_batch(run: Run, phase: Phase, seed: str, split: str = "train") -> MemoryBatch:
+def memory_batch(run: ModelRun, phase: Phase, seed: str, split: str = "train") -> MemoryBatch:
     """Rows of the phase that have references (drills are for plain steps)."""
     rng = Random(seed)
     only_references = replace(phase, drill=0.0)
@@ -150,72 +150,64 @@ def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
     return KEEP * kept + GATHER * (gathered + looked_back)
 
 
-def memory_losses(run: Run, lm: LM, config: Memory3Config, batch: MemoryBatch) -> Losses:
+def memory_losses(run: ModelRun, lm: LM, config: Memory3Config, batch: MemoryBatch, shift: int = 0) -> Losses:
     """The loss of `answer_losses`, and the hints' beside it in `total`."""
-    index_N = targets(batch.kind_BT, run.recipe.text_stride, run.step)
-    with torch.autocast(lm.device.type, torch.bfloat16):
+    index_N = targets(batch.kind_BT, run.recipe.text_stride, shift)
+    with cast(run.device, run.recipe):
         logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=True)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
-    run.sums["hints"] = run.sums.get("hints", 0.0) + float(hinted.detach())
+    run.count(loss_hints=float(hinted.detach()))
     return replace(losses, total=losses.total + hinted)
 
 
-def continual(run: Run, num_steps: int, stage: str = "continual") -> None:
-    """Trains with memory until step `num_steps` of this stage; every `plain_every`-th step is without it.
+def continual(run: ModelRun, num_steps: int, stage: str = "continual") -> Task:
+    """The task of training with memory; every `plain_every`-th step is without it.
 
     In stage "control" no step has memory, nor passages as text: it learns the same questions and answers alone, as
     the control of Memory³ Figure 11. The learning rate falls to zero over the last `decay_share` of the steps.
     """
-    lm = reading_model(run)
-    saved = time.monotonic()
-    if run.step == 0 and run.recipe.continual[0].books == 1:
-        _evaluate(run, lm, stage)
-        _evaluate_ends(run, lm, stage)
-    while run.step < num_steps:
-        started = time.monotonic()
-        phase = phase_at(run.recipe.continual, run.step)
-        losses, ids_BT = _step(run, lm, phase, stage)
-        losses.total.backward()
-        run.optimizer.step(run.recipe.continual_lr * _rate(run, num_steps))
-        finish_step(run, stage, losses, ids_BT, time.monotonic() - started)
-        if run.step % run.recipe.eval_every == 0:
-            _evaluate(run, lm, stage)
-        if time.monotonic() - saved > run.save_seconds:
-            save(run, stage)
-            saved = time.monotonic()
-    save(run, stage)
-    _evaluate_ends(run, lm, stage)
+    lm, recipe = reading_model(run), run.recipe
 
+    def loss(number: int) -> tuple[Tensor, int]:
+        losses, ids_BT = _losses(run, lm, phase_at(recipe.continual, number), stage, number)
+        return counted(run, losses), ids_BT.numel()
 
-def _evaluate_ends(run: Run, lm: LM, stage: str) -> None:
-    """Running text of many rows, for a recipe of running text."""
-    phase = phase_at(run.recipe.continual, run.step)
-    if phase.books == 1:
+    def rate(step: int) -> float:
+        return recipe.continual_lr * rate_at("wsd", step, num_steps, recipe.warmup_steps, recipe.decay_share)
+
+    def evaluate(step: int) -> dict[str, Any]:
+        """Running text where the run trains on it, else facts."""
+        phase = phase_at(recipe.continual, step)
+        found = (evaluate_memory_text if phase.books == 1 else evaluate_memory)(run, lm, phase.slots)
+        return {"slots": phase.slots, **found}
+
+    def ends(step: int) -> dict[str, Any]:
+        """Running text of many rows, for a recipe of running text; before the first step with few rows too."""
+        phase = phase_at(recipe.continual, step)
+        if phase.books != 1:
+            return {}
         found = evaluate_memory_text(run, lm, phase.slots, ENDS_ROWS)
-        named = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
-        run.log({"step": run.step, "stage": stage, **named})
+        many = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
+        return many if step else {**evaluate(0), **many}
+
+    return Task(stage, loss, rate, evaluate, recipe.eval_every, ends)
 
 
-def _evaluate(run: Run, lm: LM, stage: str) -> None:
-    """Running text where the run trains on it, else facts."""
-    phase = phase_at(run.recipe.continual, run.step)
-    found = (evaluate_memory_text if phase.books == 1 else evaluate_memory)(run, lm, phase.slots)
-    run.log({"step": run.step, "stage": stage, "slots": phase.slots, **found})
-
-
-def _step(run: Run, lm: LM, phase: Phase, stage: str) -> tuple[Losses, Tensor]:
+def _losses(run: ModelRun, lm: LM, phase: Phase, stage: str, number: int) -> tuple[Losses, Tensor]:
     recipe = run.recipe
-    if stage != "control" and recipe.plain_every and run.step % recipe.plain_every == recipe.plain_every - 1:
-        return _plain_step(run, phase)
-    batch = memory_batch(run, phase, f"{run.recipe.seed} memory {run.step}")
+    if stage != "control" and recipe.plain_every and number % recipe.plain_every == recipe.plain_every - 1:
+        plain = replace(phase, tokens=phase.plain_tokens or phase.tokens)
+        batch = plain_batch(recipe.seed + 1, number, plain, run.corpora, run.encoder)
+        return plain_losses(run, batch, number), batch.ids_BT
+    read = memory_batch(run, phase, f"{recipe.seed} memory {number}")
     if stage == "control":
-        return plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)), batch.ids_BT
-    whole = recipe.whole_every and run.step % recipe.whole_every == recipe.whole_every - 1
-    slots = None if whole else phase.slots
-    return memory_losses(run, lm, configured(lm, slots), batch), batch.ids_BT
+        return plain_losses(run, Batch(read.ids_BT, read.kind_BT), number), read.ids_BT
+    whole = recipe.whole_every and number % recipe.whole_every == recipe.whole_every - 1
+    config = configured(lm, None if whole else phase.slots)
+    return memory_losses(run, lm, config, read, number), read.ids_BT
 
 
-def reading_model(run: Run) -> LM:
+def reading_model(run: ModelRun) -> LM:
     """The run's model with the seam that reads memory, proven with its own attention, then given the fast one."""
     run.model.set_attn_implementation("sdpa")
     run.model.eval()
@@ -229,21 +221,8 @@ def configured(lm: LM, slots: int | None) -> Memory3Config:
     return replace(paper(lm), kept_tokens=slots)
 
 
-def _plain_step(run: Run, phase: Phase) -> tuple[Losses, Tensor]:
-    plain = replace(phase, tokens=phase.plain_tokens or phase.tokens)
-    batch = plain_batch(run.recipe.seed + 1, run.step, plain, run.corpora, run.encoder)
-    return plain_losses(run, batch), batch.ids_BT
-
-
-def _rate(run: Run, num_steps: int) -> float:
-    """Rises over the first steps, falls to nearly zero over the last ones."""
-    rise = (run.step + 1) / run.recipe.warmup_steps
-    fall = (1.0 - run.step / num_steps) / run.recipe.decay_share
-    return min(1.0, rise, max(0.02, fall))
-
-
 @torch.no_grad()
-def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
+def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
     """Exact match on held-out facts read from 5 memories (as trained now, and with the paper's 8 tokens).
 
     `loss_*` is in nats per token of answers; "none": the same questions without memory.
@@ -254,7 +233,7 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = EVAL_ROWS) 
     batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
     index_N = targets(batch.kind_BT, 10**6)
     for kept in dict.fromkeys((slots, 8)):
-        with torch.autocast(lm.device.type, torch.bfloat16):
+        with cast(run.device, run.recipe):
             logits_NV, _ = read_memories(lm, configured(lm, kept), batch, index_N)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
         loss = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 0.0).answer
@@ -268,12 +247,12 @@ def evaluate_memory(run: Run, lm: LM, slots: int | None, rows: int = EVAL_ROWS) 
 
 
 @torch.no_grad()
-def evaluate_memory_text(run: Run, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
+def evaluate_memory_text(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
     """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without."""
 
     def read(part: list[Row]) -> tuple[Tensor, MemoryBatch]:
         batch = pack_memory(part, TEXT_TOKENS, run.encoder).to(run.device)
-        with torch.autocast(lm.device.type, torch.bfloat16):
+        with cast(run.device, run.recipe):
             return read_memories(lm, configured(lm, slots), batch, targets(batch.kind_BT, 1))[0], batch
 
     return {**mean_text_loss(run, rows, "loss_text_memory", read), **evaluate_text(run, rows)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,6 +44,11 @@ def to_bfloat16(model: nn.Module) -> None:
     """Parameters only: the rotary frequencies stay as exact as they are."""
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
+
+
+def cast(device: torch.device, recipe: Any) -> AbstractContextManager[Any]:
+    """Products in bfloat16 where the recipe's dtype says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16")
 
 
 def compile_layers(model: Any) -> None:

@@ -1,65 +1,85 @@
-"""Muon for the matrices of the layers, AdamW for embeddings and norms, on float32 copies of a bfloat16 model."""
+"""Muon or AdamW for groups of parameters known by name, on float32 copies where a model is of a smaller type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from remanence.train.recipes.nano import Recipe
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters of one rule and one rate. Muon is for matrices."""
+
+    rule: Literal["muon", "adamw"]
+    names: tuple[str, ...]
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
 
 
 class Optimizer:
-    """`scale` multiplies both learning rates; parameters are known by name, so that states can be saved.
+    """`masters` are what is trained: float32, copied into parameters of another type after each step."""
 
-    `masters` are what is trained: float32, copied into the model's own parameters after each step.
-    """
+    def __init__(self, trained: Mapping[str, nn.Parameter], groups: Sequence[Group], clip_norm: float) -> None:
+        self.model = dict(trained)
+        self.masters: dict[str, Tensor] = {}
+        for name, p in self.model.items():
+            self.masters[name] = p if p.dtype is torch.float32 else p.detach().float().clone()
+        self.groups = tuple(group for group in groups if group.names)
+        self.clip_norm = clip_norm
+        self.parts = [_part(group, [self.masters[name] for name in group.names]) for group in self.groups]
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.model = dict(model.named_parameters())
-        self.masters = {name: p.detach().float().clone() for name, p in self.model.items()}
-        matrices = [name for name, p in self.model.items() if p.ndim == 2 and "embed" not in name]
-        self.names = [matrices, [name for name in self.model if name not in matrices]]
-        self.rates = [recipe.matrix_lr, recipe.other_lr]
-        self.clip_norm = recipe.clip_norm
-        muon, adamw = ([self.masters[name] for name in names] for names in self.names)
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(muon, lr=recipe.matrix_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(adamw, lr=recipe.other_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-        ]
+    def clip(self) -> float:
+        """The norm of all gradients before it is brought down to `clip_norm`."""
+        for name, p in self.model.items():
+            if self.masters[name] is not p:
+                self.masters[name].grad = None if p.grad is None else p.grad.float()
+                p.grad = None
+        return float(clip_grad_norm_(self.masters.values(), self.clip_norm))
 
     def step(self, scale: float) -> None:
-        """Clips, steps, copies into the model, and drops the gradients."""
-        for name, p in self.model.items():
-            self.masters[name].grad = None if p.grad is None else p.grad.float()
-            p.grad = None
-        clip_grad_norm_(self.masters.values(), self.clip_norm)
-        for part, rate in zip(self.parts, self.rates, strict=True):
-            part.param_groups[0]["lr"] = rate * scale
+        """`scale` multiplies every rate; the gradients are dropped."""
+        for group, part in zip(self.groups, self.parts, strict=True):
+            part.param_groups[0]["lr"] = group.lr * scale
             part.step()
         self.copy_to_model()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        for name, p in self.model.items():
+            p.grad = self.masters[name].grad = None
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         for name, p in self.model.items():
-            p.copy_(self.masters[name])
+            if self.masters[name] is not p:
+                p.copy_(self.masters[name])
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, master in self.masters.items():
+            master.copy_(weights[name])
+        self.copy_to_model()
 
     def state(self) -> dict[str, Tensor]:
         """`part/parameter/entry` -> tensor."""
         return dict(self._entries())
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
-        for i, part in enumerate(self.parts):
-            for name, parameter in zip(self.names[i], part.param_groups[0]["params"], strict=True):
-                for entry, tensor in part.state[parameter].items():
+        for i, (group, part) in enumerate(zip(self.groups, self.parts, strict=True)):
+            for name in group.names:
+                for entry, tensor in part.state[self.masters[name]].items():
                     yield f"{i}/{name}/{entry}", tensor
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        for i, part in enumerate(self.parts):
-            for name, parameter in zip(self.names[i], part.param_groups[0]["params"], strict=True):
-                lead = f"{i}/{name}/"
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for i, (group, part) in enumerate(zip(self.groups, self.parts, strict=True)):
+            for name in group.names:
+                lead, parameter = f"{i}/{name}/", self.masters[name]
                 part.state[parameter] = {
                     key[len(lead) :]: tensor.clone()
                     if key.endswith("/step")
@@ -67,3 +87,10 @@ class Optimizer:
                     for key, tensor in state.items()
                     if key.startswith(lead)
                 }
+
+
+def _part(group: Group, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    if group.rule == "muon":
+        decay = group.weight_decay
+        return torch.optim.Muon(parameters, lr=group.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(parameters, lr=group.lr, betas=group.betas, weight_decay=group.weight_decay, fused=True)

@@ -14,6 +14,7 @@ from remanence.lm.rows import norm_of
 from remanence.train.documents import LatentDocument, Sentences, draw_document, gather
 from remanence.train.latent_run import LatentRun
 from remanence.train.latent_tasks import is_text, write
+from remanence.train.model import cast
 from remanence.train.recipes.nano_mplus import LatentPhase
 
 RIDGE = 0.01
@@ -132,7 +133,7 @@ def _add(
     config, ids_BT, L = run.method.config, sentences.batch.ids_BT, run.lm.dims.num_layers
     K, watch = config.write_rows, seam.Watch(frozenset(range(L)))
     positions_BT = 1 + config.long_slots + config.pool_rows + torch.arange(ids_BT.shape[1])[None]
-    with torch.autocast(run.lm.device.type, torch.bfloat16):
+    with cast(run.lm.device, run.recipe):
         row_DLRC = write(run, documents)
         run.lm.model.model(ids_BT, position_ids=positions_BT, use_cache=False, role="read", watch=watch)
     seen_DR = is_text(documents, K)

@@ -16,6 +16,7 @@ from remanence.lm.rows import norm_of
 from remanence.train.documents import LatentDocument, draw_document, gather
 from remanence.train.latent_run import LatentRun
 from remanence.train.latent_tasks import is_text, write
+from remanence.train.model import cast
 from remanence.train.projector_start import match_words
 from remanence.train.recipes.nano_mplus import LatentPhase
 
@@ -58,7 +59,7 @@ def _step_loss(run: LatentRun, loss: Loss, rng: Random) -> Tensor:
     config, L = run.method.config, run.lm.dims.num_layers
     ids_BT, watch = sentences.batch.ids_BT, seam.Watch(frozenset(range(L)))
     positions_BT = 1 + config.long_slots + config.pool_rows + torch.arange(ids_BT.shape[1])[None]
-    with torch.no_grad(), torch.autocast(run.lm.device.type, torch.bfloat16):
+    with torch.no_grad(), cast(run.lm.device, run.recipe):
         row_DLRC = write(run, documents)
         run.lm.model.model(ids_BT, position_ids=positions_BT, use_cache=False, role="read", watch=watch)
     seen_DR, modules = is_text(documents, config.write_rows), run.method.modules(run.lm)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from math import fsum
 from random import Random
 from typing import Any
 
@@ -60,13 +61,13 @@ def _drill(rng: Random, tokens: int, vocab_size: int) -> Row:
 def book_row(rng: Random, paragraphs: Sequence[str], num_references: int, before: int = 60) -> Row:
     """Running text, and of the `before` paragraphs in front of it those that share most of its rarer words.
 
-    Near the first paragraph of a book they are of the book before.
+    Near the first paragraph of a book they are of the book before. (`fsum`: a set has no order, so neither has a sum.)
     """
     start = rng.randrange(min(num_references, len(paragraphs) - 1), len(paragraphs))
     text, near = " ".join(paragraphs[start : start + 4]), paragraphs[max(0, start - before) : start]
     words = set(WORD.findall(text))
     counts = Counter(word for other in near for word in set(WORD.findall(other)) & words)
-    worth = {i: sum(1 / counts[word] for word in set(WORD.findall(near[i])) & words) for i in range(len(near))}
+    worth = {i: fsum(1 / counts[word] for word in set(WORD.findall(near[i])) & words) for i in range(len(near))}
     chosen = sorted(worth, key=lambda i: -worth[i])[:num_references]
     return Row(references=[near[i] for i in chosen], plain=text)
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.errors import InputError
+from remanence.train import loop
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_corpora
 from remanence.train.export import export
 from remanence.train.growth import grown
-from remanence.train.loop import Run, load_weights, resume, warm_up
 from remanence.train.memory import continual, reading_model
 from remanence.train.model import build_model, to_bfloat16
-from remanence.train.optimizer import Optimizer
+from remanence.train.optimizer import Group, Optimizer
+from remanence.train.plain import ModelRun, warm_up
 from remanence.train.recipes.nano import Recipe
 from remanence.train.retrieval import HeadRecipe, train_head
 from remanence.train.rows import Encoder
@@ -33,7 +34,7 @@ STAGES = ("warmup", "continual", "control", "export")
 
 def start_run(
     recipe: Recipe, data: Path | None, folder: Path, start: Path | None = None, compiled: bool = False
-) -> Run:
+) -> ModelRun:
     """A run at step 0; the tokenizer in `folder` is used again, or trained and kept there.
 
     `start`: a model folder whose weights and tokenizer the run begins with, instead of new ones.
@@ -51,9 +52,34 @@ def start_run(
     else:
         start_with_copying(model, recipe.seed, load_or_make_vectors(recipe, corpora, encoder, folder / "vectors"))
     model.to(device)
-    optimizer = Optimizer(model, recipe)
-    to_bfloat16(model)
-    return Run(recipe, model, optimizer, encoder, corpora, folder, device, compiled, has_start=start is not None)
+    masters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if recipe.dtype == "bfloat16":
+        to_bfloat16(model)
+    optimizer = Optimizer(dict(model.named_parameters()), _groups(model, recipe), recipe.clip_norm)
+    optimizer.load_weights(masters)
+    return ModelRun(
+        folder,
+        optimizer,
+        recipe.guard,
+        recipe=recipe,
+        model=model,
+        encoder=encoder,
+        corpora=corpora,
+        device=device,
+        compiled=compiled,
+        has_start=start is not None,
+    )
+
+
+def _groups(model: LlamaForCausalLM, recipe: Recipe) -> list[Group]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    parameters = dict(model.named_parameters())
+    matrices = tuple(name for name, p in parameters.items() if p.ndim == 2 and "embed" not in name)
+    others = tuple(name for name in parameters if name not in matrices)
+    return [
+        Group("muon", matrices, recipe.matrix_lr, weight_decay=0.01),
+        Group("adamw", others, recipe.other_lr),
+    ]
 
 
 def _check_shape(shape: Shape) -> None:
@@ -80,7 +106,7 @@ def load_model(model: LlamaForCausalLM, folder: Path) -> None:
         ) from error
 
 
-def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
+def run_stage(run: ModelRun, stage: str, steps: int | None, again: bool) -> None:
     """One of STAGES from its beginning, or with `again` from its last checkpoint.
 
     `steps` None: as many as the recipe's phases have. "control" is what "continual" is measured against: as many
@@ -94,19 +120,17 @@ def run_stage(run: Run, stage: str, steps: int | None, again: bool) -> None:
         hint = "give --data with classic_books/train-00.jsonl.gz (or more) and classic_books/valid.jsonl.gz"
         raise InputError("this recipe is trained on books, and there are none", hint)
     num_steps = steps or sum(phase.num_steps for phase in phases)
+    if not again and stage != "warmup" and not run.has_start:
+        loop.load_weights(run, "warmup")
+    task = warm_up(run) if stage == "warmup" else continual(run, num_steps, stage)
     if again:
-        resume(run, stage)
-    elif stage != "warmup" and not run.has_start:
-        load_weights(run, "warmup")
-    if stage == "warmup":
-        warm_up(run, num_steps)
-    else:
-        continual(run, num_steps, stage)
+        loop.resume(run, task)
+    loop.train(run, task, num_steps)
 
 
-def finish(run: Run, head: HeadRecipe | None = None) -> None:
+def finish(run: ModelRun, head: HeadRecipe | None = None) -> None:
     """Trains the search head on the weights of the continual stage and writes `folder/export`."""
-    load_weights(run, "continual")
+    loop.load_weights(run, "continual")
     found = train_head(reading_model(run), head or HeadRecipe(), run.corpora, run.recipe.seed)
     run.log({"stage": "head", "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})
     export(run.folder / "export", run.recipe.shape, run.optimizer.masters, run.encoder.tokenizer, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from remanence.train.guard import GuardConfig
 from remanence.train.shapes import Shape
 
 
@@ -51,7 +52,7 @@ class Recipe:
     Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
     passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
     of the second stage over which they fall. `text_stride`: of text, every so many-th token counts. `stages`: those
-    of a whole run.
+    of a whole run. `dtype`: of the model and its products; what is trained is float32 in both.
     """
 
     seed: int = 0
@@ -72,6 +73,8 @@ class Recipe:
     eval_every: int = 200
     stages: tuple[Literal["warmup", "continual", "control", "export"], ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 def nano() -> Recipe:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from remanence.lm.lora import LoraConfig
+from remanence.train.guard import GuardConfig
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class LatentRecipe:
     decay_share: float = 0.6
     clip_norm: float = 1.0
     eval_every: int = 200
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 def nano_mplus() -> LatentRecipe:

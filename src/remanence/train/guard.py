@@ -1,0 +1,60 @@
+"""Watches the loss of a run: a spike that stays, or a number that is none, means going back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+SPREAD = 1.4826
+"""The median distance from the median, times this, is the standard deviation of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """A loss is high when it is above the median of the last `window` by `nats` and by `deviations` of their spread.
+
+    `patience` high losses in a row are a divergence, one that is not finite is one at once. Then the run goes back to
+    its last good checkpoint, leaves out what it has read since, and multiplies its rates by `lower`; after `rewinds`
+    of them it gives up. The paper went back to a checkpoint by hand, with a smaller rate (Memory³ §5.2).
+    """
+
+    window: int = 64
+    nats: float = 1.0
+    deviations: float = 6.0
+    patience: int = 8
+    rewinds: int = 5
+    lower: float = 0.5
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The last calm losses, and how many high ones have come since."""
+
+    calm: tuple[float, ...] = ()
+    high: int = 0
+
+    @property
+    def is_calm(self) -> bool:
+        return self.high == 0
+
+
+def judge(config: GuardConfig, watched: Watched, loss: float, norm: float) -> tuple[Watched, str | None]:
+    """What is known after one step, and why it is a divergence (None: it is not)."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        return watched, what
+    if len(watched.calm) < config.window // 2 or loss <= _limit(config, watched.calm):
+        return Watched((*watched.calm, loss)[-config.window :]), None
+    high = watched.high + 1
+    reason = None
+    if high >= config.patience:
+        reason = f"{high} losses in a row above {_limit(config, watched.calm):.3f}, the last {loss:.3f}"
+    return Watched(watched.calm, high), reason
+
+
+def _limit(config: GuardConfig, calm: Sequence[float]) -> float:
+    middle = median(calm)
+    spread = SPREAD * median(abs(loss - middle) for loss in calm)
+    return middle + max(config.nats, config.deviations * spread)

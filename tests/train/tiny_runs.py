@@ -1,0 +1,123 @@
+"""The recipes of nano at a tiny size, in float32 and with small steps: what tests train.
+
+`python -m tests.train.tiny_runs` stores the losses of 50 steps of each in `tests/golden/losses.json`. Large steps would
+make small differences between machines grow within 50 steps; Muon rounds to bfloat16 on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from remanence.lm.lora import LoraConfig
+from remanence.train import loop
+from remanence.train.corpora import Corpora
+from remanence.train.latent import latent
+from remanence.train.latent_start import start_latent_run
+from remanence.train.loop import Run, Task
+from remanence.train.memory import continual
+from remanence.train.plain import warm_up
+from remanence.train.recipes.nano import Phase, Recipe, nano
+from remanence.train.recipes.nano_mplus import LatentRecipe, nano_mplus
+from remanence.train.recipes.nano_text import nano_text
+from remanence.train.shapes import Shape
+from remanence.train.start import load_or_train_tokenizer, start_run
+
+STEPS = 50
+LOSSES = Path(__file__).parents[1] / "golden" / "losses.json"
+SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)
+NAMES = ["Ada", "Bob", "Cleo", "Dora", "Emil", "Fern", "Gus", "Hal"]
+PARAGRAPHS = [f"{name} went to the harbour with {other} to see the boats." for name in NAMES for other in NAMES]
+STAGES = ("warmup", "continual", "control")
+
+
+def smaller(recipe: Recipe) -> Recipe:
+    def phase(given: Phase) -> Phase:
+        plain = min(96, given.plain_tokens)
+        return replace(given, num_steps=15, rows=3, tokens=min(96, given.tokens), plain_tokens=plain)
+
+    return replace(
+        recipe,
+        shape=SHAPE,
+        warmup=tuple(phase(given) for given in recipe.warmup),
+        continual=tuple(phase(given) for given in recipe.continual),
+        tokenizer_groups=40,
+        warmup_steps=10,
+        matrix_lr=2e-4,
+        other_lr=1e-4,
+        eval_every=1000,
+        dtype="float32",
+    )
+
+
+def smaller_latent(recipe: LatentRecipe) -> LatentRecipe:
+    method = {**recipe.method, "chunk_tokens": 24, "min_chunk_tokens": 4, "write_rows": 8, "pool_blocks": 4}
+    return replace(
+        recipe,
+        base="tiny",
+        lora=LoraConfig(rank=4, alpha=8, dropout=0.0),
+        method={**method, "long_blocks": 2, "key_width": 8},
+        stages=tuple(replace(stage, num_steps=15, documents=3) for stage in recipe.stages),
+        read_long_rows=(12, 16),
+        past_writes=4,
+        kept_rows=200,
+        max_questions=4,
+        projector_documents=8,
+        warmup_steps=10,
+        lr=1e-4,
+        projector_lr=3e-5,
+        eval_every=1000,
+        dtype="float32",
+    )
+
+
+def begin(folder: Path, recipe: Recipe, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
+    """A run at the first step of a stage; after the warm-up where it follows one."""
+    load_or_train_tokenizer(recipe, Corpora(), folder / "tokenizer")
+    run = start_run(recipe, None, folder)
+    run.corpora = Corpora(paragraphs=PARAGRAPHS, kept_paragraphs=PARAGRAPHS[:8])
+    run.log_every, run.save_seconds = 1000, 1e9
+    if stage == "warmup":
+        return run, warm_up(run)
+    loop.load_weights(run, "warmup")
+    return run, replace(continual(run, num_steps, stage), ends=loop.nothing)
+
+
+def begin_latent(folder: Path, recipe: LatentRecipe, num_steps: int = STEPS) -> tuple[Run, Task]:
+    run = start_latent_run(recipe, recipe.base, None, folder)
+    run.log_every, run.save_seconds = 1000, 1e9
+    return run, latent(run, num_steps)
+
+
+def losses(run: Run, task: Task, num_steps: int = STEPS) -> list[float]:
+    """The loss of every step."""
+    found: list[float] = []
+
+    def watched(number: int) -> Any:
+        loss, tokens = task.loss(number)
+        found.append(float(loss.detach()))
+        return loss, tokens
+
+    loop.train(run, replace(task, loss=watched), num_steps)
+    return found
+
+
+def all_losses(folder: Path) -> dict[str, list[float]]:
+    """Of every recipe of nano and each of its stages."""
+    found = {}
+    for name, recipe in (("nano", smaller(nano())), ("nano-text", smaller(nano_text()))):
+        for stage in STAGES:
+            found[f"{name}/{stage}"] = losses(*begin(folder / name, recipe, stage))
+    found["nano-mplus"] = losses(*begin_latent(folder / "nano-mplus", smaller_latent(nano_mplus())))
+    return found
+
+
+if __name__ == "__main__":
+    from remanence.lm import lm as lm_module
+
+    lm_module.family.prove = lambda model: None  # random tiny weights prove nothing
+    with tempfile.TemporaryDirectory() as name:
+        LOSSES.write_text(json.dumps(all_losses(Path(name)), indent=0) + "\n", encoding="utf-8")
