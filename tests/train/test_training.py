@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
-from remanence.train import checkpoint, loop, memory
+from remanence.train import checkpoint, loop, memory, plain
 from remanence.train.corpora import Corpora
 from remanence.train.export import export
 from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
@@ -133,6 +133,7 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(
     run_stage(run, "warmup", 2, False)
     run.step = 0
     monkeypatch.setattr(memory, "ENDS_ROWS", 40)
+    monkeypatch.setattr(plain, "ENDS_ROWS", 40)
     run_stage(run, "continual", 2, False)
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert all(record["loss_text"] > 1 > record["loss_answer"] == 0 for record in log if "loss_text" in record)

@@ -27,9 +27,7 @@ ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their
 
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus.")] = "nano",
-    stage: Annotated[
-        str, typer.Option("--stage", metavar="NAME", help="warmup, continual, control, export, retrievers, or all.")
-    ] = "all",
+    stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="Of the recipe's stages one, or all.")] = "all",
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="FOLDER", help="It holds squad_passages, babi, classic_books."),
@@ -60,8 +58,9 @@ def train(
 
     from remanence.errors import InputError, suggest
     from remanence.train.recipes import LATENT_RECIPES, RECIPES
+    from remanence.train.recipes.nano import STAGES
     from remanence.train.recipes.override import override
-    from remanence.train.start import STAGES, run_stage, start_run
+    from remanence.train.start import run_stage, start_run
 
     recipes = {**RECIPES, **LATENT_RECIPES}
     if listed:
@@ -69,8 +68,8 @@ def train(
         return
     if recipe not in recipes:
         raise InputError(f"no recipe is called {recipe!r}", suggest(recipe, list(recipes)))
-    if stage not in (*STAGES, "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
-        raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)} or all")
+    if stage not in (*STAGES, "export", "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
+        raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)}, export or all")
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         if recipe in LATENT_RECIPES:

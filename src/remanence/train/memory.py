@@ -18,6 +18,7 @@ from remanence.train.loop import Task
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import cast, logits_at, use_fast_attention
 from remanence.train.plain import (
+    ENDS_ROWS,
     EVAL_ROWS,
     ModelRun,
     counted,
@@ -27,17 +28,15 @@ from remanence.train.plain import (
     phase_at,
     plain_losses,
 )
-from remanence.train.recipes.nano import Phase
+from remanence.train.recipes.nano import STAGES, Phase, Stage, StageName
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, draw_row, facts_row
-from remanence.train.schedule import rate_at
+from remanence.train.schedule import Schedule, rate_at
 from remanence.types import ExplicitMemory
 
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
 KEPT = 8
 PARTS = 3
-ENDS_ROWS = 512
-"""Of running text, before the first step and after the last: 32 tell curves of one model, not two models apart."""
 
 
 @dataclass(frozen=True)
@@ -150,61 +149,65 @@ def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
     return KEEP * kept + GATHER * (gathered + looked_back)
 
 
-def memory_losses(run: ModelRun, lm: LM, config: Memory3Config, batch: MemoryBatch, shift: int = 0) -> Losses:
-    """The loss of `answer_losses`, and the hints' beside it in `total`."""
+def memory_losses(
+    run: ModelRun, lm: LM, config: Memory3Config, batch: MemoryBatch, shift: int = 0, writes: bool = True
+) -> Losses:
+    """The loss of `answer_losses`, with the hints' in `total`; without `writes` no gradient reaches the writing."""
     index_N = targets(batch.kind_BT, run.recipe.text_stride, shift)
     with cast(run.device, run.recipe):
-        logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=True)
+        logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=writes)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
     run.count(loss_hints=float(hinted.detach()))
     return replace(losses, total=losses.total + hinted)
 
 
-def continual(run: ModelRun, num_steps: int, stage: str = "continual") -> Task:
-    """The task of training with memory; every `plain_every`-th step is without it.
+def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> Task:
+    """The task of a stage with memory, or of its control, where no step has memory nor passages as text.
 
-    In stage "control" no step has memory, nor passages as text: it learns the same questions and answers alone, as
-    the control of Memory³ Figure 11. The learning rate falls to zero over the last `decay_share` of the steps.
+    Every `plain_every`-th step of the others is without memory, too. The learning rate falls to zero over the last
+    `decay_share` of the steps.
     """
-    lm, recipe = reading_model(run), run.recipe
+    lm, recipe, stage = reading_model(run), run.recipe, STAGES[name]
+    phases = recipe.warmup if stage.phases == "warmup" else recipe.continual
 
     def loss(number: int) -> tuple[Tensor, int]:
-        losses, ids_BT = _losses(run, lm, phase_at(recipe.continual, number), stage, number)
+        losses, ids_BT = _losses(run, lm, phase_at(phases, number), stage, number)
         return counted(run, losses), ids_BT.numel()
 
     def rate(step: int) -> float:
-        return recipe.continual_lr * rate_at("wsd", step, num_steps, recipe.warmup_steps, recipe.decay_share)
+        schedule: Schedule = "wsd" if stage.falls else "constant"
+        return recipe.continual_lr * rate_at(schedule, step, num_steps, recipe.warmup_steps, recipe.decay_share)
 
     def evaluate(step: int) -> dict[str, Any]:
         """Running text where the run trains on it, else facts."""
-        phase = phase_at(recipe.continual, step)
+        phase = phase_at(phases, step)
         found = (evaluate_memory_text if phase.books == 1 else evaluate_memory)(run, lm, phase.slots)
         return {"slots": phase.slots, **found}
 
     def ends(step: int) -> dict[str, Any]:
         """Running text of many rows, for a recipe of running text; before the first step with few rows too."""
-        phase = phase_at(recipe.continual, step)
+        phase = phase_at(phases, step)
         if phase.books != 1:
             return {}
         found = evaluate_memory_text(run, lm, phase.slots, ENDS_ROWS)
         many = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
         return many if step else {**evaluate(0), **many}
 
-    return Task(stage, loss, rate, evaluate, recipe.eval_every, ends)
+    return Task(name, loss, rate, evaluate, recipe.eval_every, ends)
 
 
-def _losses(run: ModelRun, lm: LM, phase: Phase, stage: str, number: int) -> tuple[Losses, Tensor]:
+def _losses(run: ModelRun, lm: LM, phase: Phase, stage: Stage, number: int) -> tuple[Losses, Tensor]:
     recipe = run.recipe
-    if stage != "control" and recipe.plain_every and number % recipe.plain_every == recipe.plain_every - 1:
+    if stage.reads and recipe.plain_every and number % recipe.plain_every == recipe.plain_every - 1:
         plain = replace(phase, tokens=phase.plain_tokens or phase.tokens)
         batch = plain_batch(recipe.seed + 1, number, plain, run.corpora, run.encoder)
         return plain_losses(run, batch, number), batch.ids_BT
     read = memory_batch(run, phase, f"{recipe.seed} memory {number}")
-    if stage == "control":
+    if not stage.reads:
         return plain_losses(run, Batch(read.ids_BT, read.kind_BT), number), read.ids_BT
     whole = recipe.whole_every and number % recipe.whole_every == recipe.whole_every - 1
     config = configured(lm, None if whole else phase.slots)
-    return memory_losses(run, lm, config, read, number), read.ids_BT
+    return memory_losses(run, lm, config, read, number, stage.writes), read.ids_BT
 
 
 def reading_model(run: ModelRun) -> LM:

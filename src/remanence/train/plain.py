@@ -21,6 +21,8 @@ from remanence.train.schedule import rate_at
 
 EVAL_ROWS = 32
 """Of an evaluation, and of one pass of a larger one."""
+ENDS_ROWS = 512
+"""Of running text, before the first step and after the last: 32 tell curves of one model, not two models apart."""
 
 
 @dataclass(kw_only=True)
@@ -82,7 +84,12 @@ def warm_up(run: ModelRun) -> Task:
     def evaluate(step: int) -> dict[str, float]:
         return evaluate_text(run) if phase_at(run.recipe.warmup, step - 1).books == 1 else evaluate_plain(run)
 
-    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every)
+    def ends(step: int) -> dict[str, float]:
+        is_text = step and phase_at(run.recipe.warmup, step - 1).books == 1
+        found = evaluate_text(run, ENDS_ROWS) if is_text else {}
+        return {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
+
+    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends)
 
 
 def counted(run: ModelRun, losses: Losses) -> Tensor:

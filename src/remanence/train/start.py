@@ -22,14 +22,12 @@ from remanence.train.memory import continual, reading_model
 from remanence.train.model import build_model, to_bfloat16
 from remanence.train.optimizer import Group, Optimizer
 from remanence.train.plain import ModelRun, warm_up
-from remanence.train.recipes.nano import Recipe
+from remanence.train.recipes.nano import STAGES, Recipe, StageName
 from remanence.train.retrieval import HeadRecipe, train_head
 from remanence.train.rows import Encoder
 from remanence.train.shapes import ROPE_THETA, Shape
 from remanence.train.tokenizer import generator_texts, train_tokenizer
 from remanence.train.vectors import word_vectors
-
-STAGES = ("warmup", "continual", "control", "export")
 
 
 def start_run(
@@ -106,22 +104,22 @@ def load_model(model: LlamaForCausalLM, folder: Path) -> None:
         ) from error
 
 
-def run_stage(run: ModelRun, stage: str, steps: int | None, again: bool) -> None:
-    """One of STAGES from its beginning, or with `again` from its last checkpoint.
+def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -> None:
+    """A stage from its beginning, or with `again` from its last checkpoint.
 
-    `steps` None: as many as the recipe's phases have. "control" is what "continual" is measured against: as many
-    steps, all without memory. "export" trains the search head and writes `folder/export`.
+    `steps` None: as many as the recipe's phases have. "export" trains the search head and writes `folder/export`.
     """
     if stage == "export":
         finish(run)
         return
-    phases = run.recipe.warmup if stage == "warmup" else run.recipe.continual
+    after = STAGES[stage].after
+    phases = run.recipe.warmup if STAGES[stage].phases == "warmup" else run.recipe.continual
     if any(phase.books == 1 for phase in phases) and not (run.corpora.paragraphs and run.corpora.kept_paragraphs):
         hint = "give --data with classic_books/train-00.jsonl.gz (or more) and classic_books/valid.jsonl.gz"
         raise InputError("this recipe is trained on books, and there are none", hint)
     num_steps = steps or sum(phase.num_steps for phase in phases)
-    if not again and stage != "warmup" and not run.has_start:
-        loop.load_weights(run, "warmup")
+    if not again and after and not run.has_start:
+        loop.load_weights(run, after)
     task = warm_up(run) if stage == "warmup" else continual(run, num_steps, stage)
     if again:
         loop.resume(run, task)

@@ -45,6 +45,34 @@ WARMUP = (
 CONTINUAL = (Phase(9000, 32, 176, (1, 4), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
 
 
+StageName = Literal["warmup", "continual", "control", "detached", "scratch", "scratch-continual", "export"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`after`: the stage whose weights it begins with (None: its own). It has the `phases` of that name.
+
+    `reads`: with memory. `writes`: a gradient goes through the writing of memories too. `falls`: the rate does.
+    """
+
+    after: StageName | None
+    phases: Literal["warmup", "continual"]
+    reads: bool = True
+    writes: bool = True
+    falls: bool = True
+
+
+STAGES: dict[StageName, Stage] = {
+    "warmup": Stage(None, "warmup", reads=False, falls=False),
+    "continual": Stage("warmup", "continual"),
+    "control": Stage("warmup", "continual", reads=False),
+    "detached": Stage("warmup", "continual", writes=False),
+    "scratch": Stage(None, "warmup", falls=False),
+    "scratch-continual": Stage("scratch", "continual"),
+}
+"""Two are a model's; the others are what they are compared with (Memory³ Figure 11; `detached` is not in the paper)."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that a run depends on besides the data folder.
@@ -71,7 +99,7 @@ class Recipe:
     text_weight: float = 0.1
     text_stride: int = 8
     eval_every: int = 200
-    stages: tuple[Literal["warmup", "continual", "control", "export"], ...] = ("warmup", "continual", "export")
+    stages: tuple[StageName, ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     guard: GuardConfig = field(default_factory=GuardConfig)

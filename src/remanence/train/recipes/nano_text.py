@@ -10,12 +10,12 @@ def nano_text() -> Recipe:
     """Six layers, books alone. With memory, a text reads five paragraphs of those before it, 8 tokens per head."""
     return Recipe(
         shape=Shape(num_layers=6),
-        warmup=(Phase(1200, 16, 208, (5, 5), 1, books=1.0),),
-        continual=(Phase(400, 16, 208, (5, 5), 1, books=1.0, slots=8),),
+        warmup=(Phase(600, 16, 208, (5, 5), 1, books=1.0, slots=8),),
+        continual=(Phase(200, 16, 208, (5, 5), 1, books=1.0, slots=8),),
         plain_every=0,
         whole_every=0,
         text_stride=1,
         decay_share=0.6,
         eval_every=25,
-        stages=("warmup", "continual", "control"),
+        stages=("warmup", "control", "continual", "detached", "scratch", "scratch-continual"),
     )
