@@ -10,6 +10,9 @@ import torch
 from remanence.bank import Bank
 from remanence.errors import BankCorrupted, BankMismatch, InputError, UnknownChunk
 from remanence.latent.kept import Kept
+from remanence.methods.base import Reading
+from remanence.pools import in_order
+from remanence.recall import BankRecall
 from remanence.session import Session
 from remanence.text.formats import Document
 from tests.latent.helpers import small, small_lm
@@ -261,13 +264,30 @@ def test_namespaces_have_pools_of_their_own(tmp_path: Path):
     assert len(list((tmp_path / "bank" / "pools").iterdir())) == 2, "an emptied pool is kept too"
 
 
-def test_hidden_states_that_are_not_finite_do_not_enter_the_pool(session, monkeypatch):
-    before = pool(session)
+def test_hidden_states_that_are_not_finite_enter_neither_pool_nor_bank(session, monkeypatch):
+    before, texts = pool(session), session.bank.list()
+    sound = type(METHOD).encode
     monkeypatch.setattr(type(METHOD), "encode", lambda self, lm, last, chunks: torch.full_like(last, torch.nan))
     with pytest.raises(InputError, match="not finite"):
         session.write(OTHERS[0])
     assert session._pool is not None
     assert session._pool._kept is before
+    assert session.bank.list() == texts
+    (cold,) = session.write(OTHERS[0], warm=False).ids
+    with pytest.raises(InputError, match=rf"chunk {cold}: .* -> forget it, where it is stored \(`remanence forget"):
+        session.generate("Who?", max_tokens=2)
+    monkeypatch.setattr(type(METHOD), "encode", sound)
+    session.forget(cold)
+    session.write(OTHERS[1])
+    assert equal(pool(session).pool, never_read(*(chunk.text for chunk in in_order(session.bank.list()))).pool)
+
+
+def test_a_text_far_behind_the_best_is_not_named(session):
+    chunks = session.bank.list()
+    recall = BankRecall(LM, METHOD, session.bank, session.retriever)
+    shares = dict(zip([chunk.id for chunk in chunks], (0.2, 0.04, 0.06), strict=False))
+    told = METHOD.told(recall, Reading(((1,),), None, None, (((0, ()),),)), [shares])
+    assert [hit.score for hit in told.groups[0][0][1]] == [0.2, 0.06]
 
 
 def test_a_model_without_latent_memory_is_refused_by_name():

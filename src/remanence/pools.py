@@ -73,7 +73,7 @@ def follow(
                 f"chunk {group[0].id} has {len(ids)} tokens for {lm.name}, a write takes {method.config.chunk_tokens}",
                 "split it for this model: `remanence bank migrate` with the same --bank, --model and --method as now",
             )
-        pool = method.add(lm, kept.pool, ids)
+        pool = _added(lm, method, kept.pool, ids, group[0].id)
         write = Write(tuple(chunk.id for chunk in group), kept.pool.clock, pool.clock)
         kept = replace(kept, pool=pool, writes=(*kept.writes, write))
         if len(kept.writes) % SNAPSHOT_WRITES == 0:
@@ -81,6 +81,14 @@ def follow(
         if on_progress:
             on_progress(len(group))
     return kept
+
+
+def _added(lm: LM, method: MPlus, pool: Pool, ids: Sequence[int], chunk_id: str) -> Pool:
+    try:
+        return method.add(lm, pool, ids)
+    except InputError as error:
+        hint = f"forget it, where it is stored (`remanence forget {chunk_id}`), or use another model"
+        raise InputError(f"chunk {chunk_id}: {error.args[0]}", hint) from error
 
 
 def first(method: MPlus, lm: LM, seed: int = 0) -> Kept:

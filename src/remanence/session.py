@@ -129,7 +129,11 @@ class Session:
         for batch in self._batches(documents, expires, supersedes):
             drafts = [draft for document in batch for draft in document]
             added = self.bank.add(drafts)
-            num_bytes += self._derive(added, warm)
+            try:
+                num_bytes += self._derive(added, warm)
+            except InputError:  # no memory can be made of it: then it is not kept as if one could
+                self.bank.forget([chunk_id for chunk_id, is_new in added if is_new])
+                raise
             stored += added
             num_documents += len(batch)
             num_tokens += sum(draft.num_tokens for draft in drafts)
@@ -270,7 +274,10 @@ class Session:
         save_moment(self.bank, self._pool, Path(folder))
 
     def load(self, folder: str | Path) -> None:
-        """Adds what `save` wrote. A pool of another model or a damaged one is refused, and nothing is added."""
+        """Adds what `save` wrote. A pool of another model or a damaged one is refused, and nothing is added.
+
+        Texts of a session without a pool, or into one, are read again where that is needed.
+        """
         load_moment(self.bank, self._pool, Path(folder))
 
     def fork(self, bank: Bank | str | Path | None = None) -> Session:

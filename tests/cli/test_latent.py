@@ -43,7 +43,7 @@ def test_verify_and_stats_know_the_pool(call, tmp_path):
     damaged[-100] ^= 1
     file.write_bytes(damaged)
     found = call("bank", "verify", "--no-model", "--bank", "b")
-    assert (found.code, "reads its texts again" in " ".join(found.err.split())) == (1, True)
+    assert (found.code, "makes it again from the bank's texts" in " ".join(found.out.split())) == (1, True)
 
 
 def test_an_unknown_id_to_leave_out_is_an_error_before_anything_is_answered(call, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.latent.pool import Pool
 from remanence.latent.snapshot import load_pool, save_pool
-from tests.latent.helpers import small, small_lm
+from remanence.methods.mplus import MPlus
+from tests.latent.helpers import SMALL, small, small_lm
 
 CHUNKS = [list(range(3, 3 + n)) for n in (9, 6, 24, 2, 13, 6, 17, 5, 8, 24, 3)]
 PRINT = "ab" * 32
@@ -114,6 +116,26 @@ def test_what_cannot_be_written_leaves_the_pool_as_it_was(lm):
             method.add(lm, pool, ids)
     with pytest.raises(InputError, match="not finite"):
         method.take(lm, pool, torch.full((2, 6, 64), float("nan")))
+    with pytest.raises(InputError, match=r"\(2, 6, 32\).*are of another model"):
+        method.take(lm, pool, torch.zeros(2, 6, 32))
     with pytest.raises(InputError, match="cannot take the 6 rows"):
         small(lm, capacity_rows=5)
+    with pytest.raises(InputError, match=r"eviction is 'foo' -> use one of age, reference"):
+        small(lm, eviction="foo")
+    with pytest.raises(InputError, match=r"begin with a pool of 18 rows -> the settings ask for 24"):
+        MPlus(replace(method.config, pool_blocks=4), method.modules(lm)).fresh(lm)
     assert equal(pool, written(lm, method, CHUNKS[:3]))
+
+
+def test_a_capacity_in_bytes_holds_as_many_rows_as_fit(lm):
+    """What living rows take, their keys and births counted, stays within the bytes that were given."""
+    per_row = small(lm).fresh(lm).long.blocks.bytes_of_row
+    assert per_row == lm.dims.num_layers * (4 * lm.dims.width + 4 * SMALL["key_width"] + 8)
+    method = small(lm, capacity_bytes=30 * per_row + 1)
+    pool = method.fresh(lm)
+    assert pool.long.keeping.capacity_rows == 30
+    for number in range(14):
+        pool = method.add(lm, pool, list(range(60 + number, 80 + number)))
+        assert all(0 < int(pool.long.alive(layer).sum()) <= 30 for layer in range(lm.dims.num_layers))
+    with pytest.raises(InputError, match="5 rows cannot take the 6 rows"):
+        small(lm, capacity_bytes=5 * per_row).fresh(lm)

@@ -11,6 +11,8 @@ from remanence.errors import BankCorrupted, BankMismatch
 from remanence.sealed import read_sealed
 
 FOLDER = "pools"
+POOL = "latent pool: "
+"""What a problem with a pool begins with: a session warns of it and reads the texts again."""
 
 
 def pool_file(bank: Path | None, namespace: str, fingerprint: str) -> Path | None:
@@ -31,7 +33,7 @@ def num_bytes(files: Sequence[Path]) -> int:
 
 
 def pool_problems(bank: Path | None, namespace: str) -> list[str]:
-    """Of files that are not what was written; a session warns of such a one and reads the texts again."""
+    """Of files that are not what was written."""
     problems = []
     for file in pool_files(bank, namespace):
         try:
@@ -39,8 +41,15 @@ def pool_problems(bank: Path | None, namespace: str) -> list[str]:
         except FileNotFoundError:
             continue  # its text was forgotten meanwhile
         except (BankCorrupted, BankMismatch) as error:
-            problems.append(f"latent pool: {error.message}; remove it, and a session reads its texts again")
+            problems.append(f"{POOL}{error.message}")
     return problems
+
+
+def remedy(problems: Sequence[str]) -> str:
+    """What to do about what `Bank.verify` found."""
+    if all(problem.startswith(POOL) for problem in problems):
+        return "nothing is lost: a session that finds such a pool makes it again from the bank's texts"
+    return "restore the bank from a backup, or import an export into a new bank: memories are made again from text"
 
 
 def remove_pools(bank: Path | None, namespace: str) -> int:

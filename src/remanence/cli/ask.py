@@ -127,9 +127,10 @@ def show_recalled(recalled: Any, otherwise: str = NOTHING) -> None:
 
 
 def recalled_line(recall: Recall) -> Text:
-    share = "" if recall.share is None else f", {recall.share:.0%} of attention"
+    told = [] if recall.score == recall.share else [f"relevance {recall.score:.2f}"]  # a latent pool has no other score
+    told += [] if recall.share is None else [f"{recall.share:.0%} of attention"]
     return Text.assemble(
         (f"  {recall.id} ", "cyan"),
         one_line(recall.text),
-        (f"  ({one_line(recall.source) or 'no source'}; relevance {recall.score:.2f}{share})", "dim"),
+        (f"  ({one_line(recall.source) or 'no source'}; {', '.join(told)})", "dim"),
     )

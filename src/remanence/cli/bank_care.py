@@ -77,12 +77,12 @@ def verify(
     if as_json:
         print_json({"ok": report.ok} | asdict(report))
     else:
-        _show_report(report, str(bank))
+        _show_report(report)
     if not report.ok:
         raise typer.Exit(1)
 
 
-def _show_report(report: VerifyReport, bank: str) -> None:
+def _show_report(report: VerifyReport) -> None:
     pools = counted(report.num_pools, "latent pool", "latent pools")
     say(
         f"Checked {report.num_files:,} files, {report.num_chunks:,} chunks, {report.num_memories:,} memories, "
@@ -94,7 +94,9 @@ def _show_report(report: VerifyReport, bank: str) -> None:
     if report.ok:
         say(("All is as it was written.", "green"))
     else:
-        say(f"-> restore {bank} from a backup, or import an export into a new bank: memories are made again from text")
+        from remanence.bank.pooled import remedy
+
+        say(f"-> {remedy(report.problems)}")
 
 
 def compact(

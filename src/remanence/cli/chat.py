@@ -121,6 +121,8 @@ class Talk:
 
     def _command(self, verb: str, rest: str) -> None:
         if verb == "/remember":
+            if not rest:
+                raise InputError("there is no text to remember", "/remember TEXT")
             receipt = self.session.write(rest, source="chat")
             note(f"remembered as {', '.join(receipt.ids)}")
         elif verb == "/forget":
@@ -139,7 +141,7 @@ class Talk:
             self._begin_anew()
             note("the conversation begins anew")
         else:
-            note(HELP)
+            note(f"there is no command {verb}. {HELP}" if verb != "/help" else HELP)
 
     def _begin_anew(self) -> None:
         self.messages.clear()

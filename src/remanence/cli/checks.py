@@ -156,14 +156,14 @@ def bank(path: Path, namespace: str, lm: LM | None, method: str) -> Iterator[Che
 
 
 def _verified(opened: Any) -> Iterator[Check]:
+    from remanence.bank.pooled import remedy
+
     report = opened.verify()
     if report.ok:
         counted = f"{report.num_files:,} files and {report.num_memories:,} memories are as they were written"
         yield Check("bank contents", "ok", counted)
     for problem in report.problems:
-        yield Check(
-            "bank contents", "bad", problem, "restore the bank from a backup, or import an export into a new one"
-        )
+        yield Check("bank contents", "bad", problem, remedy([problem]))
 
 
 def _matches(path: Path, namespace: str, lm: LM, method: str) -> Check:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from remanence.cli import eval_latent
 from remanence.cli import options as o
+from remanence.cli.opening import model_for
 from remanence.cli.terminal import note, out, print_json, progress, say, table
 from remanence.eval import tasks
 
@@ -55,8 +56,9 @@ def evaluate(
     options = Options(tuple(dict.fromkeys(names)), n, seed, batch, max_tokens)
     if details:
         report.check_writable(details)
-    with progress(f"Loading {model}"):
-        lm = load(model)
+    name = model_for(next((name for name in names if name.startswith("mplus")), method), model)
+    with progress(f"Loading {name}"):
+        lm = load(name)
     sat = sit(lm, task, options, progress)
     result = report.result(lm, task, options, sat)
     if details:

@@ -67,8 +67,14 @@ def retention(
     curves = {name: dict(figures["curve"]) for name, figures in result["systems"].items()}
     for at in sorted({at for curve in curves.values() for at in curve}):
         shown.add_row(f"{at:,}", *("" if at not in curve else f"{curve[at]:.3f}" for curve in curves.values()))
-    say(f"exact match of {result['n']} facts after so many tokens of other text\n")
+    what = "facts" if data is None else "questions"
+    say(f"exact match of {result['n']} {what} after so many tokens of other text\n")
     out().print(shown)
+    if answerable:
+        asked = result["conditions"]["answerable"]["asked_of_the_base_model"]
+        say(f"\nof {asked} questions, those that the base model answers with the passage in its context (here: 1.000)")
+    elif data is not None:
+        note("questions that the model cannot read say nothing about its memory: --answerable leaves them out")
     if plot:
         note(f"drawn in {plot}")
 

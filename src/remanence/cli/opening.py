@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remanence import answers
-from remanence.cli.terminal import progress
+from remanence.cli.terminal import note, progress
 from remanence.errors import InputError, UnknownChunk
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def open_session(
     """`new`: the bank may be made now; otherwise a bank that is not there is an InputError. `adopt`: to migrate."""
     if bank is not None and not new:
         check_bank(bank)
+    if model == "nano-mplus" and method.partition(":")[0] == "memory3":
+        note("nano-mplus is nano here: its latent memory is read with --method mplus")
     with progress(f"Loading {model}"):
         from remanence.session import Session
 

@@ -12,7 +12,7 @@ import typer
 from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.ask import recalled_line, reply_json
-from remanence.cli.opening import open_bank, open_session, prune_answers
+from remanence.cli.opening import model_for, open_bank, open_session, prune_answers
 from remanence.cli.terminal import clean, one_line, print_json, say
 from remanence.errors import InputError
 
@@ -97,7 +97,7 @@ def _json(answer: answers.Answer, recalled: list[Recall]) -> dict[str, Any]:
 
 def _show(answer: answers.Answer, recalled: list[Recall]) -> None:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(answer.time))
-    asked_of = one_line(f"{answer.model}, {answer.method}")
+    asked_of = one_line(f"{model_for(answer.method, answer.model)}, {answer.method}")
     say((one_line(answer.question), "bold"), (f"  {when}, {asked_of}", "dim"))
     say((one_line(answer.answer) or "(no answer)", "green"))
     for recall in recalled:

@@ -124,6 +124,12 @@ class Blocks:
     counts: tuple[int, ...] = field(default=())
 
     @property
+    def bytes_of_row(self) -> int:
+        """Of one row in every layer, with its search keys and when it was born."""
+        per_layer = self.place.bytes_per_row(self.width) + self.place.bytes_per_row(self.key_width) + 8
+        return self.num_layers * per_layer
+
+    @property
     def num_rows(self) -> int:
         return sum(self.counts)
 

@@ -34,9 +34,8 @@ class Pool:
 
     @property
     def num_bytes(self) -> int:
-        place, blocks = self.long.blocks.place, self.long.blocks
-        per_row = place.bytes_per_row(blocks.width) + place.bytes_per_row(blocks.key_width) + 8
-        return self.row_LNC.nbytes + self.born_LN.nbytes + blocks.num_rows * blocks.num_layers * per_row
+        blocks = self.long.blocks
+        return self.row_LNC.nbytes + self.born_LN.nbytes + blocks.num_rows * blocks.bytes_of_row
 
     def generator(self) -> torch.Generator:
         found = torch.Generator()

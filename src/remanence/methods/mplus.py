@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ from remanence.methods.base import Method, Prompt, Reading, Recaller
 from remanence.types import Hit
 
 SHOWN = 5
-LEAST_SHARE = 0.01
-"""An answer names so many texts at most, and none that got less of its attention."""
+LEAST_SHARE, LEAST_OF_BEST = 0.01, 0.25
+"""An answer names so many texts at most: none that got less of its attention, nor so much less than the first."""
 HOLDING = ("offload", "small_prefix")
 """Settings that say where rows and what was read are held; a pool is the same under all of them."""
 
@@ -42,9 +42,10 @@ class MPlusConfig:
     """The paper's choices (M+ §3, App. E). A write makes `write_rows` rows (K) per layer of up to `chunk_tokens`.
 
     The pool holds `pool_blocks` times as many (N), a reading adds `long_blocks` times as many (K0) from long-term
-    memory, of at most `capacity_rows`. `eviction`, `ages`: "reference" is the authors' code, with what it gets wrong.
-    `ranked`: what the retriever looks for, single rows (the paper) or whole writes. `short`: a chunk of fewer tokens
-    than K makes K rows, the first of them from rows of the pool (the authors' code), or only as many as it has tokens.
+    memory, of at most `capacity_rows`, or `capacity_bytes` where that is given. `eviction`, `ages`: "reference" is the
+    authors' code, with what it gets wrong. `ranked`: what the retriever looks for, single rows (the paper) or whole
+    writes. `short`: a chunk of fewer tokens than K makes K rows, the first of them from rows of the pool (the authors'
+    code), or only as many as it has tokens.
     `least_relevance`: where each layer's best write scores less for a prompt (mean over layers), the base model
     answers alone, as if nothing had been written; 0 (the paper): every prompt reads.
     `offload`: the pool is in RAM, and a layer's rows go to the accelerator while the layer before it computes.
@@ -58,6 +59,7 @@ class MPlusConfig:
     long_blocks: int = 10
     key_width: int = 256
     capacity_rows: int = 153_600
+    capacity_bytes: int | None = None
     merge_writes: int = 60
     eviction: Eviction = "age"
     ages: Ages = "true"
@@ -73,16 +75,15 @@ class MPlusConfig:
 
     def __post_init__(self) -> None:
         dropping.policy(self.drop)
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(get_args(kind))}")
         if self.ages == "reference" and (self.ranked == "writes" or self.least_relevance):
             raise InputError(
                 'ages="reference" do not say which write a row is of',
                 'use ages="true" with ranked="writes" or least_relevance',
             )
-        if self.capacity_rows < self.write_rows:
-            raise InputError(
-                f"a long-term memory of {self.capacity_rows} rows cannot take the {self.write_rows} rows of one write",
-                f"give it {self.write_rows} rows or more; {self.write_rows * self.merge_writes} suit it",
-            )
+        _check_capacity(self.capacity_rows, self.write_rows, self.merge_writes)
 
     @property
     def pool_rows(self) -> int:
@@ -93,12 +94,20 @@ class MPlusConfig:
         return self.write_rows * self.long_blocks
 
 
+def _check_capacity(capacity_rows: int, write_rows: int, merge_writes: int) -> None:
+    if capacity_rows < write_rows:
+        raise InputError(
+            f"a long-term memory of {capacity_rows} rows cannot take the {write_rows} rows of one write",
+            f"give it room for {write_rows} rows or more; {write_rows * merge_writes} suit it",
+        )
+
+
 def _trained(lm: LM) -> MPlusConfig:
     """Where a model was trained for it, `methods.load` gives the settings that it was trained with."""
     if lm.latent is None:
         raise InputError(
             f"model {lm.name!r} has no latent memory",
-            "use --model nano-mplus, a model trained with `remanence train nano-mplus`, or --method memory3",
+            'use "nano-mplus", a model trained with `remanence train nano-mplus`, or method "memory3"',
         )
     return MPlusConfig()
 
@@ -132,6 +141,11 @@ class MPlus(Method):
             prove_rows(lm.model)
             c = self.config
             self._modules = LatentModules.beside(lm, c.key_width, c.pool_rows)
+        if len(self._modules.pool_LNC[0]) != self.config.pool_rows:
+            raise InputError(
+                f"these modules begin with a pool of {len(self._modules.pool_LNC[0])} rows",
+                f"the settings ask for {self.config.pool_rows} (write_rows x pool_blocks): change one of the two",
+            )
         return self._modules
 
     def fingerprint(self, lm: LM) -> str:
@@ -149,9 +163,11 @@ class MPlus(Method):
     def fresh(self, lm: LM, seed: int = 0, folder: Path | None = None) -> Pool:
         """The pool before the first write. `folder`: where rows of long-term memory are kept; None in RAM."""
         c, L, C = self.config, lm.dims.num_layers, lm.dims.width
-        merge_rows = min(c.merge_writes * c.write_rows, max(c.write_rows, c.capacity_rows // 2))
-        keeping = Keeping(c.eviction, c.capacity_rows, merge_rows, c.initial_frequency, c.decay, c.long_slots)
         blocks = Blocks(Place(c.precision, folder), L, C, c.key_width)
+        capacity_rows = c.capacity_rows if c.capacity_bytes is None else c.capacity_bytes // blocks.bytes_of_row
+        _check_capacity(capacity_rows, c.write_rows, c.merge_writes)
+        merge_rows = min(c.merge_writes * c.write_rows, max(c.write_rows, capacity_rows // 2))
+        keeping = Keeping(c.eviction, capacity_rows, merge_rows, c.initial_frequency, c.decay, c.long_slots)
         row_LNC = self.modules(lm).pool_LNC.to("cpu" if c.offload else lm.device, lm.dtype)
         born_LN = torch.arange(-c.pool_rows, 0).expand(L, -1) + 1
         return Pool(row_LNC, born_LN, 0, self.modules(lm).first_long(LongTerm.empty(keeping, blocks)), seeded(seed))
@@ -214,6 +230,11 @@ class MPlus(Method):
 
     def exchange(self, lm: LM, pool: Pool, fresh_LKC: Tensor, dropped_LK: Tensor, random: Tensor | None = None) -> Pool:
         """As `take`, for rows to drop that are given; `random`: the generator's state afterwards."""
+        if (len(fresh_LKC), fresh_LKC.shape[2]) != (len(pool.row_LNC), pool.row_LNC.shape[2]):
+            shapes = f"{tuple(fresh_LKC.shape)} for a pool of {tuple(pool.row_LNC.shape)}"
+            raise InputError(
+                f"rows of the shape {shapes} are of another model", "give (layers, rows, width) of this one"
+            )
         key_LKE = self.search_keys(lm, pool.row_LNC, dropped_LK)
         after = replaced(pool, fresh_LKC, dropped_LK, key_LKE, ages=self.config.ages, ticks=self.config.write_rows)
         return after if random is None else replace(after, random=random)
@@ -330,7 +351,8 @@ class MPlus(Method):
         groups = []
         for row in shares:
             best = sorted(row, key=lambda id: -row[id])[:SHOWN]
-            chunks = recall.chunks([id for id in best if row[id] >= LEAST_SHARE])
+            least = max(LEAST_SHARE, LEAST_OF_BEST * row[best[0]]) if best else LEAST_SHARE
+            chunks = recall.chunks([id for id in best if row[id] >= least])
             groups.append(((0, tuple(Hit(chunk, min(1.0, row[chunk.id])) for chunk in chunks)),))
         return replace(reading, groups=tuple(groups))
 
