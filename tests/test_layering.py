@@ -25,6 +25,7 @@ LAYERS = (
     ("session",),
     ("serve", "train", "eval", "bench"),
     ("cli",),
+    ("__main__",),
 )
 """Lowest first. A part imports from lower lines only; neighbours on a line never import each other."""
 LEVEL = {part: level for level, line in enumerate(LAYERS) for part in line}

@@ -63,11 +63,11 @@ def test_looking_wants_attention_there_and_nowhere_else_in_memory() -> None:
     unknown = torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING, NOTHING, NOWHERE
     hints = Hints(one, one, one, torch.tensor([2]), *unknown)
     shown = Seen(query_BHTD, key_BGSD, key_BGSD, 1.0, mask)
-    found = looking_loss(shown, 0, [[memory]], 1, hints)
+    (found,) = looking_loss(shown, 0, [[memory]], 1, hints)
     stray = -0.5 * torch.tensor(1 - 1 / 6).log().item()  # one of six equal parts is on another memory token
     assert float(found) == pytest.approx(-torch.tensor(0.5).log().item() + stray, abs=1e-3)
     absent = Hints(one, one, one, torch.tensor([1]), *unknown)
-    assert float(looking_loss(shown, 0, [[memory]], 1, absent)) == 0.0
+    assert len(looking_loss(shown, 0, [[memory]], 1, absent)) == 0
 
 
 def test_gathering_is_the_share_on_shared_words() -> None:
@@ -79,9 +79,9 @@ def test_gathering_is_the_share_on_shared_words() -> None:
     assert hints.told.target_FT.nonzero()[:, 1].tolist() == [0]
     even = torch.zeros(1, 2, 7, 4)
     shown = Seen(even, torch.zeros(1, 2, 2 + 7, 4), even, 1.0, None)
-    found = gathering_loss([shown], hints.asked)
+    (found,) = gathering_loss([shown], hints.asked)
     assert float(found) == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-3)
-    assert float(gathering_loss([], hints.asked)) == float(gathering_loss([shown], NOTHING)) == 0.0
+    assert len(gathering_loss([], hints.asked)) == len(gathering_loss([shown], NOTHING)) == 0
 
 
 def test_words_after_an_answer_look_back_up_to_the_end_of_the_sentence() -> None:
@@ -110,12 +110,12 @@ def test_pointing_is_the_share_on_the_words_after_the_answer() -> None:
     assert float(pointing_loss(shown, 0, memories, 1, found)) == pytest.approx(torch.tensor(7.0).log().item(), abs=1e-3)
     not_kept = After(Shared(torch.tensor([0]), one, torch.tensor([[False, True, False]])), second)
     for nothing in (not_kept, NOWHERE):
-        assert float(pointing_loss(shown, 0, memories, 1, nothing)) == 0.0
+        assert len(pointing_loss(shown, 0, memories, 1, nothing)) == 0
 
 
 def kept(weight_BLGT: torch.Tensor, num_kept: int = 1) -> float:
     value_RT = torch.tensor([[True, True, False, False], [False, False, False, False]])
-    return float(keeping_loss(weight_BLGT, value_RT, num_kept))
+    return float(keeping_loss(weight_BLGT, value_RT, num_kept).mean())
 
 
 def test_keeping_wants_every_answer_token_in_some_head() -> None:
@@ -131,7 +131,7 @@ def test_keeping_wants_every_answer_token_in_some_head() -> None:
 def test_keeping_pushes_a_token_that_no_head_keeps() -> None:
     weight_BLGT = torch.tensor([[[[9.0, 1, 1, 1], [9.0, 2, 1, 1]]], [[[1.0, 1, 1, 1]] * 2]], requires_grad=True)
     value_RT = torch.tensor([[True, True, False, False], [False, False, False, False]])
-    keeping_loss(weight_BLGT, value_RT, 1).backward()
+    keeping_loss(weight_BLGT, value_RT, 1).mean().backward()
     assert weight_BLGT.grad is not None
     pushed = weight_BLGT.grad[0, 0, :, 1]
     assert bool((pushed < 0).all())

@@ -52,13 +52,14 @@ def train(
 ) -> None:
     """Train a bundled model: first with passages as text, then with memory; then its search head.
 
-    The log is shown as it grows, one JSON object a line; with --json on standard error.
+    The log is shown as it grows, one JSON object a line; with --json on standard error. Many processes train one
+    model: `torchrun --nproc-per-node N -m remanence train nano`.
     """
     import torch
 
-    from remanence.errors import InputError, suggest
+    from remanence.errors import InputError
+    from remanence.train import parallel
     from remanence.train.recipes import LATENT_RECIPES, RECIPES
-    from remanence.train.recipes.nano import STAGES
     from remanence.train.recipes.override import override
     from remanence.train.start import run_stage, start_run
 
@@ -66,10 +67,7 @@ def train(
     if listed:
         _list(recipes, as_json)
         return
-    if recipe not in recipes:
-        raise InputError(f"no recipe is called {recipe!r}", suggest(recipe, list(recipes)))
-    if stage not in (*STAGES, "export", "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
-        raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)}, export or all")
+    _check(recipe, stage, recipes)
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         if recipe in LATENT_RECIPES:
@@ -82,8 +80,20 @@ def train(
             for one in stages:
                 run = start_run(chosen, data, out, start if one == stages[0] else None, compiled)
                 run_stage(run, one, steps, resume and (out / one).exists())
-    if as_json:
+    if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
+    parallel.leave()
+
+
+def _check(recipe: str, stage: str, recipes: Mapping[str, Any]) -> None:
+    from remanence.errors import InputError, suggest
+    from remanence.train.recipes import LATENT_RECIPES
+    from remanence.train.recipes.nano import STAGES
+
+    if recipe not in recipes:
+        raise InputError(f"no recipe is called {recipe!r}", suggest(recipe, list(recipes)))
+    if stage not in (*STAGES, "export", "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
+        raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)}, export or all")
 
 
 def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:

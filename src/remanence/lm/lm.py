@@ -154,6 +154,10 @@ class LM:
             self._constants[tuple(ids)] = (version, keys_and_values)
         return keys_and_values
 
+    def drop_constants(self) -> None:
+        """For weights that change without torch counting it, as those that FSDP gathers do."""
+        self._constants.clear()
+
     def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:
         ids_BT = torch.tensor([ids], device=self.device)
         seen = family.capture(self.model, ids_BT, frozenset(range(self.dims.num_layers)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from remanence.data.facts import TRAIN
 from remanence.train.corpora import Corpora
 from remanence.train.losses import ANSWER, TEXT
+from remanence.train.parallel import own
 from remanence.train.recipes.nano import Phase
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, book_row, draw_row, facts_row
@@ -33,8 +34,8 @@ class Batch:
 
 def plain_batch(seed: int, step: int, phase: Phase, corpora: Corpora, encoder: Encoder, split: str = TRAIN) -> Batch:
     """Rows with the references as text in front: `<s>Reference: {p}\\n …<s>Question: {q}\\nAnswer: {a}\\n…`."""
-    rng = Random(f"{seed} {step} {split}")
-    rows = [draw_row(rng, phase, corpora, encoder, split) for _ in range(phase.rows)]
+    rng = Random(f"{seed} {step} {split}")  # every process draws all rows and takes its own
+    rows = own([draw_row(rng, phase, corpora, encoder, split) for _ in range(phase.rows)])
     return pack([plain_row(row, encoder, phase.tokens) for row in rows], phase.tokens, encoder.pad)
 
 

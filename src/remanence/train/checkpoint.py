@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from remanence.errors import InputError
+from remanence.train import parallel
 
 PARTS = ("weights", "optimizer", "tensors")
 
@@ -36,7 +37,7 @@ class Checkpoint:
 
 def log(folder: Path, record: dict[str, Any]) -> None:
     """One line more in `log.jsonl`, and on the screen."""
-    if _rank():
+    if parallel.rank():
         return
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
@@ -46,16 +47,16 @@ def log(folder: Path, record: dict[str, Any]) -> None:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes `folder` anew, every process its own shards; the one before is kept too."""
     fresh = folder.with_suffix(".new")
-    if not _rank():
+    if not parallel.rank():
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-    _wait()
+    parallel.wait()
     state = {f"{part}/{name}": t for part in PARTS for name, t in getattr(checkpoint, part).items()}
     try:
         with _quiet():
             writer = dcp.HuggingFaceStorageWriter(str(fresh), save_distributed=True)
             dcp.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
-        if not _rank():
+        if not parallel.rank():
             (fresh / "progress.json").write_text(json.dumps(checkpoint.progress, indent=1), encoding="utf-8")
             _replace(folder, fresh)
     except (OSError, CheckpointException, SafetensorError) as error:
@@ -63,7 +64,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
             f"the checkpoint {str(folder)!r} could not be written: {_first_line(error)}",
             "make room on the disk and --resume: the one before it is whole",
         ) from error
-    _wait()
+    parallel.wait()
 
 
 def before(folder: Path) -> Path:
@@ -119,15 +120,6 @@ def _weight(key: str) -> str:
     """The name of the weight that an entry is of, or is kept for: `weights/NAME`, `optimizer/PART/NAME/ENTRY`."""
     part, _, name = key.partition("/")
     return name.partition("/")[2].rpartition("/")[0] if part == "optimizer" else name
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def _first_line(error: BaseException) -> str:

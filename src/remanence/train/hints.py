@@ -172,7 +172,7 @@ def _places(wanted: list[int], text: list[int]) -> list[int]:
 def looking_loss(
     shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, hints: Hints
 ) -> Tensor:
-    """Where to look, and where not: two means over tokens to be copied that some head has kept, added.
+    """loss_Q of tokens to be copied that some head has kept: where to look, and where not.
 
     -log(attention on that token, mean over heads), and `STRAY` times -log(1 - attention on other memory tokens) of
     every head: a head that has not kept the token should look at no other.
@@ -180,35 +180,31 @@ def looking_loss(
     `shown` is attention at the memory layer number `at`; `memories[row]` stand after `num_lead` columns.
     """
     if not len(hints.row_Q):
-        return shown.query_BHTD.new_zeros(())
+        return torch.zeros(0, device=hints.row_Q.device)
     share_QHS, owner_QS, token_QGS = _memory_columns(shown, at, memories, num_lead, hints.row_Q, hints.position_Q)
     target_QGS = (owner_QS == hints.reference_Q[:, None])[:, None] & (token_QGS == hints.token_Q[:, None, None])
     kept_Q = target_QGS.flatten(1).any(1)
-    if not kept_Q.any():
-        return share_QHS.new_zeros(())
     mass_QH = _mass(share_QHS, target_QGS)[kept_Q]
     memory_QH = (share_QHS * (owner_QS >= 0)[:, None]).sum(-1)[kept_Q]
     stray_QH = (memory_QH - mass_QH).clamp(0, 1)
-    return -(mass_QH.mean(-1) + 1e-6).log().mean() - STRAY * (1 - stray_QH + 1e-3).log().mean()
+    return -(mass_QH.mean(-1) + 1e-6).log() - STRAY * (1 - stray_QH + 1e-3).log().mean(-1)
 
 
 def pointing_loss(
     shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, after: After
 ) -> Tensor:
-    """-log(attention of a question on the words after its answer, mean over heads), where some head has kept them.
+    """loss_Q: -log(attention of a question on the words after its answer, mean over heads), where a head kept them.
 
     The arguments are those of `looking_loss`.
     """
     words = after.words
     if not len(words.row_F):
-        return shown.query_BHTD.new_zeros(())
+        return torch.zeros(0, device=words.row_F.device)
     share_FHS, owner_FS, token_FGS = _memory_columns(shown, at, memories, num_lead, words.row_F, words.position_F)
     is_word_FGS = words.target_FT.gather(1, token_FGS.clamp(min=0).flatten(1).long()).view_as(token_FGS)
     target_FGS = is_word_FGS & (token_FGS >= 0) & (owner_FS == after.reference_F[:, None])[:, None]
     kept_F = target_FGS.flatten(1).any(1)
-    if not kept_F.any():
-        return share_FHS.new_zeros(())
-    return -(_mass(share_FHS, target_FGS)[kept_F].mean(-1) + 1e-6).log().mean()
+    return -(_mass(share_FHS, target_FGS)[kept_F].mean(-1) + 1e-6).log()
 
 
 def _memory_columns(
@@ -249,17 +245,17 @@ def attention_of(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
 
 
 def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) -> Tensor:
-    """Mean of -log(attention on the shared words, mean over the heads of all `layers`).
+    """loss_F: -log(attention on the shared words, mean over the heads of all `layers`).
 
     `num_lead`: tokens in front of each row that `shared` does not count. Columns before those are memory.
     """
     if not layers or not len(shared.row_F):
-        return torch.zeros((), device=shared.row_F.device)
+        return torch.zeros(0, device=shared.row_F.device)
     masses = []
     for shown in layers:
         share_FHS = attention_of(shown, shared.row_F, shared.position_F + num_lead)
         masses.append((share_FHS[..., -shared.target_FT.shape[1] :] * shared.target_FT[:, None]).sum(-1))
-    return -(torch.cat(masses, 1).mean(1) + 1e-6).log().mean()
+    return -(torch.cat(masses, 1).mean(1) + 1e-6).log()
 
 
 def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: int, width: int) -> tuple[Tensor, Tensor]:
@@ -278,16 +274,16 @@ def _columns(memories: Sequence[Sequence[ExplicitMemory]], at: int, num_lead: in
 
 
 def keeping_loss(weight_BLGT: Tensor, value_RT: Tensor, num_kept: int) -> Tensor:
-    """Mean of -log(chance that some head keeps the token) over answer tokens and layers.
+    """loss_N of answer tokens: -log(chance that some head keeps the token), mean over layers.
 
     `weight_BLGT`: attention received at the memory layers, with gradient; -inf at padding. `value_RT`: answer
     tokens. A head's chance is soft around the weight where its `num_kept` best end, so heads that keep the same
     tokens are pushed apart.
     """
     if not value_RT.any() or value_RT.shape[1] <= num_kept:
-        return weight_BLGT.new_zeros(())
+        return weight_BLGT.new_zeros(int(value_RT.sum()))
     log_BLGT = weight_BLGT.clamp(min=1e-6).log()
     edge_BLG1 = log_BLGT.detach().topk(num_kept + 1, dim=-1).values[..., -2:].mean(-1, keepdim=True)
     lost_BLT = (1 - ((log_BLGT - edge_BLG1) / SOFTNESS).sigmoid()).clamp(min=1e-6).log().sum(2)
     kept_BTL = (1 - lost_BLT.exp()).transpose(1, 2)
-    return -(kept_BTL[value_RT] + 1e-4).log().mean()
+    return -(kept_BTL[value_RT] + 1e-4).log().mean(-1)

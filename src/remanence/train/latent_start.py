@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from remanence.errors import InputError
 from remanence.lm.lm import LM, load
 from remanence.lm.lora import add_roles, role_parameters
 from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.train import parallel
 from remanence.train.corpora import load_corpora
 from remanence.train.latent_run import LatentRun, groups, trained_parameters
 from remanence.train.model import use_fast_attention
@@ -21,6 +23,9 @@ from remanence.train.rows import Encoder
 
 def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
     """A run at step 0. The base's weights stay as they are, in the recipe's type; what is trained is float32."""
+    parallel.start()
+    if parallel.size() > 1:
+        raise InputError("a pool is one process's: M+ is not trained by many", "start it without torchrun")
     folder.mkdir(parents=True, exist_ok=True)
     lm = _prepared(recipe, base)
     method = MPlus(MPlusConfig(**recipe.method, capacity_rows=recipe.kept_rows, merge_writes=16))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.train import checkpoint
+from remanence.train import checkpoint, parallel
 from remanence.train.guard import GuardConfig, Watched, judge
 from remanence.train.optimizer import Optimizer
 
@@ -21,6 +21,8 @@ from remanence.train.optimizer import Optimizer
 class Run:
     """Where a training run stands: its folder, what it trains, and how far it has come.
 
+    `within` calls what needs the model: of many processes, with the parameters gathered (`parallel.Sharded`).
+
     `skipped`: batches that were left out, so that step N reads batch N + `skipped`; `rate` multiplies every learning
     rate, and is lowered where the run had to go back. `settled`: calm steps since the last checkpoint.
     """
@@ -28,6 +30,7 @@ class Run:
     folder: Path
     optimizer: Optimizer
     guard: GuardConfig
+    within: Callable[..., Any] = parallel.call
     log_every: int = 25
     save_seconds: float = 180.0
     step: int = 0
@@ -82,7 +85,7 @@ class Task:
 def train(run: Run, task: Task, num_steps: int) -> None:
     """Until step `num_steps`; a run that cannot be kept from diverging stops with its last good checkpoint."""
     if run.step == 0:
-        _log_figures(run, task, task.ends(0))
+        _log_figures(run, task, run.within(task.ends, 0))
         save(run, task)
     saved = time.monotonic()
     while run.step < num_steps:
@@ -95,28 +98,29 @@ def train(run: Run, task: Task, num_steps: int) -> None:
         if run.step % run.log_every == 0:
             _log_means(run, task)
         if run.step % task.eval_every == 0:
-            _log_figures(run, task, task.evaluate(run.step))
+            _log_figures(run, task, run.within(task.evaluate, run.step))
         if run.watched.is_calm and time.monotonic() - saved > run.save_seconds:
             save(run, task)
             saved = time.monotonic()
     save(run, task)
-    _log_figures(run, task, task.ends(run.step))
+    _log_figures(run, task, run.within(task.ends, run.step))
 
 
 def _step(run: Run, task: Task) -> str | None:
     """One step forward, or the reason why it was not made."""
     try:
-        loss, num_tokens = task.loss(run.number)
+        loss, num_tokens = run.within(task.loss, run.number)
         loss.backward()
     except torch.OutOfMemoryError as error:
         problem = f"step {run.step} of {task.stage} does not fit into the accelerator's memory"
         raise InputError(problem, "lower the phase's rows or tokens (--set warmup.0.rows=8), and --resume") from error
     norm = run.optimizer.clip()
-    run.watched, reason = judge(run.guard, run.watched, float(loss.detach()), norm)
+    run.watched, reason = judge(run.guard, run.watched, float(parallel.mean(loss)), norm)
     if reason:
         return reason
     run.settled = run.settled + 1 if run.watched.is_calm else 0
     run.optimizer.step(task.rate(run.step) * run.rate)
+    num_tokens *= parallel.size()
     run.tokens += num_tokens
     run.count(tokens=num_tokens, norm=norm)
     return None

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from remanence.train.parallel import mean, size
+
 ANSWER, TEXT = 2, 1
 
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` is what is minimised; the other two are means in nats per token (0 where there is no such token)."""
+    """`total` is what is minimised; the other two are means in nats per token (0 where there is no such token).
+
+    Over the rows of all processes; of `total` each holds its part, whose mean it is (`parallel.mean`).
+    """
 
     total: Tensor
     answer: Tensor
@@ -34,12 +39,12 @@ def answer_losses(logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: T
     kind_N = kind_BT.flatten()[index_N + 1]
     answer, text = kind_N.eq(ANSWER).float(), kind_N.eq(TEXT).float()
     weight = answer + text_weight * text
-    total = (nats_N * weight).sum() / weight.sum().clamp(min=1e-6)
+    total = (nats_N * weight).sum() / mean(weight.sum()).clamp(min=1e-6)
     return Losses(total, _mean(nats_N, answer), _mean(nats_N, text))
 
 
 def _mean(nats_N: Tensor, chosen_N: Tensor) -> Tensor:
-    return (nats_N.detach() * chosen_N).sum() / chosen_N.sum().clamp(min=1.0)
+    return mean((nats_N * chosen_N).sum()) / mean(chosen_N.sum()).clamp(min=1.0 / size())
 
 
 def exact_answers(logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: Tensor) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_l
 from remanence.train.loop import Task
 from remanence.train.losses import ANSWER, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import cast, logits_at, use_fast_attention
+from remanence.train.parallel import average, mean, own
 from remanence.train.plain import (
     ENDS_ROWS,
     EVAL_ROWS,
@@ -60,7 +61,7 @@ def memory_batch(run: ModelRun, phase: Phase, seed: str, split: str = "train") -
         rows = [draw_row(rng, only_references, run.corpora, run.encoder) for _ in range(phase.rows)]
     else:
         rows = [facts_row(rng, phase, split) for _ in range(phase.rows)]
-    return pack_memory(rows, phase.tokens, run.encoder).to(run.device)
+    return pack_memory(own(rows) if split == "train" else rows, phase.tokens, run.encoder).to(run.device)
 
 
 def pack_memory(rows: list[Row], tokens: int, encoder: Encoder) -> MemoryBatch:
@@ -102,13 +103,13 @@ def read_memories(
         return logits_NV, logits_NV.new_zeros(())
     num_lead, hints = len(method.prefix_ids(lm)), batch.hints
     looking = looking_loss(watch.seen[last], len(config.memory_layers) - 1, rows, num_lead, hints)
-    gathering = gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked)
+    gathering = average(gathering_loss([watch.seen[layer] for layer in config.memory_layers[:-1]], hints.asked))
     if len(config.memory_layers) > 2:  # a layer to find the words, and one before it where they find the answer
         before = config.memory_layers[-2]
-        gathering = gathering + pointing_loss(
-            watch.seen[before], len(config.memory_layers) - 2, rows, num_lead, hints.after
+        gathering = gathering + average(
+            pointing_loss(watch.seen[before], len(config.memory_layers) - 2, rows, num_lead, hints.after)
         )
-    return logits_NV, LOOK * looking + GATHER * gathering + _writing_losses(parts, hints, num_lead)
+    return logits_NV, LOOK * average(looking) + GATHER * gathering + _writing_losses(parts, hints, num_lead)
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,11 @@ def _writing_losses(parts: list[Part], hints: Hints, num_lead: int) -> Tensor:
         assert part.written.weight_BLGT is not None
         width = part.written.weight_BLGT.shape[-1]
         value_RT, told = hints.value_RT[part.rows, :width], hints.told.of(part.rows, width)
-        keeping.append(keeping_loss(part.written.weight_BLGT, value_RT, KEPT) * value_RT.sum())
-        gathering.append(gathering_loss(part.written.seen[:-1], told, num_lead) * len(told.row_F))
+        keeping.append(keeping_loss(part.written.weight_BLGT, value_RT, KEPT))
+        gathering.append(gathering_loss(part.written.seen[:-1], told, num_lead))
         behind = hints.behind.of(part.rows, width)  # below the layer that looks at them: it must see what they found
-        looking_back.append(gathering_loss(part.written.seen[:-2], behind, num_lead) * len(behind.row_F))
-    kept = torch.stack(keeping).sum() / hints.value_RT.sum().clamp(min=1)
-    gathered = torch.stack(gathering).sum() / max(1, len(hints.told.row_F))
-    looked_back = torch.stack(looking_back).sum() / max(1, len(hints.behind.row_F))
+        looking_back.append(gathering_loss(part.written.seen[:-2], behind, num_lead))
+    kept, gathered, looked_back = (average(torch.cat(found)) for found in (keeping, gathering, looking_back))
     return KEEP * kept + GATHER * (gathered + looked_back)
 
 
@@ -157,7 +156,7 @@ def memory_losses(
     with cast(run.device, run.recipe):
         logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=writes)
     losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
-    run.count(loss_hints=float(hinted.detach()))
+    run.count(loss_hints=float(mean(hinted)))
     return replace(losses, total=losses.total + hinted)
 
 
@@ -180,6 +179,7 @@ def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> T
 
     def evaluate(step: int) -> dict[str, Any]:
         """Running text where the run trains on it, else facts."""
+        lm.drop_constants()
         phase = phase_at(phases, step)
         found = (evaluate_memory_text if phase.books == 1 else evaluate_memory)(run, lm, phase.slots)
         return {"slots": phase.slots, **found}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.errors import InputError
-from remanence.train import loop
+from remanence.train import loop, parallel
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_corpora
 from remanence.train.export import export
@@ -37,28 +37,26 @@ def start_run(
 
     `start`: a model folder whose weights and tokenizer the run begins with, instead of new ones.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = parallel.start()
     folder.mkdir(parents=True, exist_ok=True)
     corpora = load_corpora(data)
-    if start is not None:
-        PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(folder / "tokenizer")
-    encoder = Encoder(load_or_train_tokenizer(recipe, corpora, folder / "tokenizer"))
+    with parallel.first():
+        if start is not None:
+            PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(folder / "tokenizer")
+        encoder = Encoder(load_or_train_tokenizer(recipe, corpora, folder / "tokenizer"))
+        vector_VC = None if start else load_or_make_vectors(recipe, corpora, encoder, folder / "vectors")
     model = build_model(recipe.shape, recipe.seed)
     _check_shape(recipe.shape)
     if start is not None:
         load_model(model, start)
-    else:
-        start_with_copying(model, recipe.seed, load_or_make_vectors(recipe, corpora, encoder, folder / "vectors"))
-    model.to(device)
-    masters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    if recipe.dtype == "bfloat16":
-        to_bfloat16(model)
-    optimizer = Optimizer(dict(model.named_parameters()), _groups(model, recipe), recipe.clip_norm)
-    optimizer.load_weights(masters)
+    if vector_VC is not None:
+        start_with_copying(model, recipe.seed, vector_VC)
+    optimizer, within = _trained(model.to(device), recipe)
     return ModelRun(
         folder,
         optimizer,
         recipe.guard,
+        within,
         recipe=recipe,
         model=model,
         encoder=encoder,
@@ -69,13 +67,29 @@ def start_run(
     )
 
 
+def _trained(model: LlamaForCausalLM, recipe: Recipe) -> tuple[Optimizer, Callable[..., Any]]:
+    """The optimizer of the model, and what calls that which needs it: one process holds all of it, many their shards.
+
+    One process keeps bfloat16 weights beside float32 masters; shards are float32, and gathered as bfloat16.
+    """
+    if parallel.size() > 1:
+        within = parallel.Sharded(model, recipe.dtype)
+        return Optimizer(dict(model.named_parameters()), _groups(model, recipe), recipe.clip_norm), within
+    masters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if recipe.dtype == "bfloat16":
+        to_bfloat16(model)
+    optimizer = Optimizer(dict(model.named_parameters()), _groups(model, recipe), recipe.clip_norm)
+    optimizer.load_weights(masters)
+    return optimizer, parallel.call
+
+
 def _groups(model: LlamaForCausalLM, recipe: Recipe) -> list[Group]:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    """Muon or AdamW for the matrices of the layers, AdamW for embeddings and norms."""
     parameters = dict(model.named_parameters())
     matrices = tuple(name for name, p in parameters.items() if p.ndim == 2 and "embed" not in name)
     others = tuple(name for name in parameters if name not in matrices)
     return [
-        Group("muon", matrices, recipe.matrix_lr, weight_decay=0.01),
+        Group(recipe.matrix_rule, matrices, recipe.matrix_lr, weight_decay=0.01),
         Group("adamw", others, recipe.other_lr),
     ]
 

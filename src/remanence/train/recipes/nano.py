@@ -92,6 +92,7 @@ class Recipe:
     continual_lr: float = 1.0
     tokenizer_groups: int = 25_000
     tokenizer_paragraphs: int = 8_000
+    matrix_rule: Literal["muon", "adamw"] = "muon"
     matrix_lr: float = 2e-3
     other_lr: float = 1e-3
     warmup_steps: int = 100

@@ -1,0 +1,44 @@
+"""What `torchrun` starts in test_parallel.py: some steps of a tiny run, whose losses the first process prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from remanence.lm import lm as lm_module
+from remanence.train import loop, parallel
+from remanence.train.recipes.nano import nano
+from remanence.train.recipes.nano_text import nano_text
+from tests.train.tiny_runs import begin, losses, smaller
+
+STEPS = 6
+
+
+def recipe(name: str):
+    """AdamW throughout: Muon rounds products of shards to bfloat16, so its steps are equal to 1e-5 of a weight only."""
+    found = smaller({"nano": nano, "nano-text": nano_text}[name]())
+    phases = {part: tuple(replace(phase, rows=4) for phase in getattr(found, part)) for part in ("warmup", "continual")}
+    return replace(found, matrix_rule="adamw", eval_every=3, **phases)
+
+
+def run(name: str, stage: str, folder: Path, steps: int = STEPS, resume: bool = False) -> list[float]:
+    """Losses of whole batches, as the first process has them."""
+    lm_module.family.prove = lambda model: None  # random tiny weights prove nothing
+    going, task = begin(folder, recipe(name), stage, STEPS)
+    if resume:
+        loop.resume(going, task)
+    found = losses(going, task, steps)
+    return [float(parallel.mean(torch.tensor(loss, dtype=torch.float64))) for loss in found]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, stage, folder = sys.argv[1:]
+    found = run(name, stage, Path(folder))
+    if parallel.rank() == 0:
+        print("losses " + json.dumps(found))
+    parallel.leave()
