@@ -79,6 +79,24 @@ def mplus(
     show(result, as_json)
 
 
+@app.command("train")
+def train(
+    shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano, 0.9b, 2b or llama-3.1-8b.")] = "nano",
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Sequences in a step.")] = 2,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of a sequence.")] = 1024,
+    repeats: RepeatsOption = 5,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """A training step of random weights: without memory, with it, and with no gradient through the writing."""
+    from remanence.train.speed import STEPS, Options, run
+
+    options = Options(shape, rows, tokens, repeats, seed)
+    with progress("Steps", total=len(STEPS) * (repeats + 1)) as advance:
+        result = run(options, advance)
+    show(result, as_json)
+
+
 def show(result: dict[str, Any], as_json: bool) -> None:
     """One column per system for people, the whole object for programs."""
     if as_json:

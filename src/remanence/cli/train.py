@@ -22,28 +22,31 @@ RETRIEVERS = "retrievers"
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field; may be repeated.")
 ]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="FOLDER", help="It holds squad_passages, babi, classic_books.")
+]
+StartOption = Annotated[
+    Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take; train nothing.")]
 ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their fields; train nothing.")]
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus.")] = "nano",
     stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="Of the recipe's stages one, or all.")] = "all",
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="FOLDER", help="It holds squad_passages, babi, classic_books."),
-    ] = None,
+    data: DataOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where log and checkpoints are kept.")] = Path(
         "runs/nano"
     ),
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="Stop after so many steps of the stage.")
     ] = None,
-    start: Annotated[
-        Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
-    ] = None,
+    start: StartOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     settings: SetOption = [],  # noqa: B006 (typer copies it)
     listed: ListOption = False,
+    dry_run: DryRunOption = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
     ] = False,
@@ -68,6 +71,9 @@ def train(
         _list(recipes, as_json)
         return
     _check(recipe, stage, recipes)
+    if dry_run:
+        _estimate(recipe, settings, as_json)
+        return
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         if recipe in LATENT_RECIPES:
@@ -94,6 +100,26 @@ def _check(recipe: str, stage: str, recipes: Mapping[str, Any]) -> None:
         raise InputError(f"no recipe is called {recipe!r}", suggest(recipe, list(recipes)))
     if stage not in (*STAGES, "export", "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)}, export or all")
+
+
+def _estimate(recipe: str, settings: list[str], as_json: bool) -> None:
+    from remanence.errors import InputError
+    from remanence.train.estimate import USE, estimate
+    from remanence.train.recipes import RECIPES
+    from remanence.train.recipes.override import override
+
+    if recipe not in RECIPES:
+        raise InputError(f"{recipe} trains an adapter, which --dry-run does not know", f"use {', '.join(RECIPES)}")
+    found = estimate(override(RECIPES[recipe](), settings))
+    if as_json:
+        print_json({"recipe": recipe, **found})
+        return
+    say((f"{recipe}: ", "bold"), f"{found['parameters']:,} parameters, {found['bytes_per_device'] / 1e9:,.2f} GB")
+    for name, told in found["stages"].items():
+        say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>15,} tokens {told['flops']:>9.2e} FLOPs")
+    hours = ", ".join(f"{hours:,.1f} on one {name}" for name, hours in found["hours"].items())
+    say(f"hours at {USE:.0%} of the peak: {hours}")
+    say(("weights, gradients, masters and optimizer of one process; activations are not counted", "dim"))
 
 
 def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:

@@ -72,3 +72,20 @@ def visible_columns(
                 visible_BTM[r, pad + group.start : pad + end, column : column + len(filled)] = filled.cpu()
                 column, memory = column + len(filled), memory + 1
     return None if bool(visible_BTM.all()) else visible_BTM.to(device)
+
+
+def shared_columns(rows: Sequence[Sequence[ExplicitMemory]], num_tokens: int, num_lead: int, reach: int) -> Tensor:
+    """visible_BTM of rows whose memory number m belongs to the m-th of equal chunks of their tokens (Memory³ §3.6).
+
+    A chunk sees its own memory and those of the `reach - 1` chunks before it, each of which stands there once.
+    """
+    owner_BM = pad_sequence(
+        [torch.cat([torch.full((m.index_LGN.shape[-1],), i) for i, m in enumerate(row)]) for row in rows],
+        batch_first=True,
+        padding_value=-1,
+    )
+    filled_BM = pad_sequence([torch.cat([m.index_LGN[0, 0] >= 0 for m in row]).cpu() for row in rows], batch_first=True)
+    chunk_T = torch.arange(num_tokens) // (num_tokens // len(rows[0]))
+    behind_BTM = chunk_T[None, :, None] - owner_BM[:, None]
+    seen_BTM = (behind_BTM >= 0) & (behind_BTM < reach) & filled_BM[:, None] & (owner_BM[:, None] >= 0)
+    return torch.nn.functional.pad(seen_BTM, (num_lead, 0), value=True)

@@ -15,7 +15,15 @@ from remanence.lm.lm import LM
 from remanence.lm.rotate import move_keys
 from remanence.lm.seam import Seen, attention_mass
 from remanence.methods.base import Method, Prompt, Reading, Recaller
-from remanence.methods.layout import Group, num_positions, num_real, num_slots, stacked_memories, visible_columns
+from remanence.methods.layout import (
+    Group,
+    num_positions,
+    num_real,
+    num_slots,
+    shared_columns,
+    stacked_memories,
+    visible_columns,
+)
 from remanence.methods.selection import attention_received, select, take
 from remanence.types import KV, ExplicitMemory, Hit
 
@@ -262,6 +270,30 @@ class Memory3(Method):
             rows = [self._place(lm, row, offset) for row in groups]
             lead = self._place_lead(lm, groups, lead, offset)
         visible_BTM = visible_columns(groups, rows, lengths, len(self.prefix_ids(lm)), lm.device)
+        return self._in_front(lm, rows, lead, visible_BTM, offset)
+
+    def shared_prefix(self, lm: LM, rows: Sequence[Sequence[ExplicitMemory]], num_tokens: int) -> LayerPrefix:
+        """For rows of `num_tokens` tokens in equal chunks, one memory each: a chunk reads its own and those before it.
+
+        As many as are read at inference (§3.6: five), each standing there once. InputError where chunks are not equal.
+        """
+        if self.config.positions != "parallel" or not rows or num_tokens % len(rows[0]) or len(set(map(len, rows))) > 1:
+            raise InputError(
+                f"{num_tokens} tokens do not fall into chunks with one memory each",
+                'give every row one memory for each equal chunk, with positions="parallel"',
+            )
+        visible_BTM = shared_columns(rows, num_tokens, len(self.prefix_ids(lm)), self.config.num_memories)
+        offset = len(self.prefix_ids(lm)) + self.config.reference_tokens
+        return self._in_front(lm, rows, self.lead(lm), visible_BTM.to(lm.device), offset)
+
+    def _in_front(
+        self,
+        lm: LM,
+        rows: Sequence[Sequence[ExplicitMemory]],
+        lead: dict[int, KV],
+        visible_BTM: Tensor | None,
+        offset: int,
+    ) -> LayerPrefix:
         memory = stacked_memories(rows) if any(rows) else None
         kvs = [self._layer(layer, lead[layer], memory, visible_BTM) for layer in range(lm.dims.num_layers)]
         return LayerPrefix(tuple(kvs), offset, self.config.refresh_tokens)

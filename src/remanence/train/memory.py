@@ -81,11 +81,12 @@ def read_memories(
 ) -> tuple[Tensor, Tensor]:
     """logits_NV at chosen positions and, with `hint`, the losses of all hints (else 0).
 
-    Every row's references are written, and read by all of its tokens.
+    Every row's references are written, and read by all of its tokens; without `hint` no gradient reaches the writing.
     """
     method = Memory3(config)
     references = [ids for row in batch.references for ids in row]
-    parts = write_by_length(lm, method, references, gradient=hint)
+    with torch.set_grad_enabled(hint):
+        parts = write_by_length(lm, method, references, gradient=hint)
     found = {i: memory for part in parts for i, memory in zip(part.rows, part.memories, strict=True)}
     every = (found[i] for i in range(len(references)))
     rows = [tuple(next(every) for _ in row) for row in batch.references]

@@ -1,0 +1,64 @@
+"""What a recipe would take, said before anything is allocated: parameters, tokens, FLOPs, bytes and hours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from remanence.train.cost import MemoryShape, forward_flops, read_flops, write_flops
+from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
+from remanence.train.shapes import Shape
+
+GPUS = {"A100 80GB": 312e12, "H100": 989e12, "H200": 989e12}
+"""bfloat16 FLOPs a second without sparsity (NVIDIA's data sheets)."""
+USE = 0.4
+"""The share of it that well-made training gets (MFU): an assumption, not a measurement."""
+
+
+def estimate(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
+    """Of every stage its steps, tokens, FLOPs and hours; of the model its bytes on each of `processes` devices.
+
+    Activations are not counted: they depend on kernels and checkpointing.
+    """
+    stages = {name: _stage(recipe, STAGES[name]) for name in recipe.stages if name != "export"}
+    flops = sum(found["flops"] for found in stages.values())
+    return {
+        "parameters": recipe.shape.num_parameters,
+        "stages": stages,
+        "tokens": sum(found["tokens"] for found in stages.values()),
+        "flops": flops,
+        "bytes_per_device": state_bytes(recipe, processes),
+        "hours": {name: flops / (USE * peak) / 3600 / processes for name, peak in GPUS.items()},
+    }
+
+
+def state_bytes(recipe: Recipe, processes: int) -> int:
+    """Weights, gradients, float32 masters and optimizer.
+
+    One process holds all of it; of many, each its shards (all float32) and, while it computes, the gathered weights.
+    """
+    shape, low = recipe.shape, 2 if recipe.dtype == "bfloat16" else 4
+    total = shape.num_parameters
+    matrices = shape.num_layers * shape.layer_parameters
+    moments = 4 * (matrices if recipe.matrix_rule == "muon" else 2 * matrices) + 8 * (total - matrices)
+    if processes == 1:
+        return total * (2 * low + 4 if low == 2 else 8) + moments
+    return -(-(total * 8 + moments) // processes) + total * low
+
+
+def _stage(recipe: Recipe, stage: Stage) -> dict[str, float]:
+    phases = recipe.warmup if stage.phases == "warmup" else recipe.continual
+    steps = sum(phase.num_steps for phase in phases)
+    tokens = sum(phase.num_steps * phase.rows * phase.tokens for phase in phases)
+    flops = sum(phase.num_steps * phase.rows * _row_flops(recipe.shape, phase, stage) for phase in phases)
+    return {"steps": steps, "tokens": tokens, "flops": flops}
+
+
+def _row_flops(shape: Shape, phase: Phase, stage: Stage) -> float:
+    """Forward and backward of one row; with memory, of as many references of 128 tokens as it has at most."""
+    flops = 3 * forward_flops(shape, phase.tokens)
+    if not stage.reads:
+        return flops
+    memory = MemoryShape(kept_tokens=phase.slots or 128, chunk_tokens=phase.tokens)
+    references = phase.passages[1]
+    written = (3 if stage.writes else 1) * write_flops(shape, memory)
+    return flops + references * (written + 3 * read_flops(shape, memory))

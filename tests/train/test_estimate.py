@@ -1,0 +1,43 @@
+"""What a dry run says is what a run takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from remanence.train import loop
+from remanence.train.cost import training_flops
+from remanence.train.estimate import GPUS, USE, estimate, state_bytes
+from remanence.train.recipes.nano import nano
+from remanence.train.recipes.nano_text import nano_text
+from remanence.train.shapes import SHAPES
+from tests.train.tiny_runs import begin, smaller
+
+
+@pytest.mark.parametrize(("dtype", "rule"), [("bfloat16", "muon"), ("float32", "adamw")])
+def test_bytes_are_those_of_weights_gradients_masters_and_optimizer(tmp_path: Path, dtype: str, rule: str) -> None:
+    recipe = replace(smaller(nano()), dtype=dtype, matrix_rule=rule)  # type: ignore[arg-type]
+    run, task = begin(tmp_path, recipe, "warmup")
+    loop.train(run, task, 1)
+    weights = list(run.optimizer.model.values())
+    masters = [master for name, master in run.optimizer.masters.items() if master is not run.optimizer.model[name]]
+    moments = [tensor for tensor in run.optimizer.state().values() if tensor.ndim]
+    held = sum(t.nbytes for t in [*weights, *weights, *masters, *moments])  # a gradient is as large as its weight
+    assert state_bytes(recipe, 1) == held
+    assert state_bytes(recipe, 2) < held or dtype == "float32"
+
+
+def test_tokens_and_flops_are_counted_stage_by_stage() -> None:
+    recipe = nano_text()
+    found, (phase,) = estimate(recipe), recipe.warmup
+    warm, read = found["stages"]["warmup"], found["stages"]["continual"]
+    assert warm["tokens"] == phase.num_steps * phase.rows * phase.tokens
+    assert warm["flops"] == pytest.approx(phase.num_steps * phase.rows * training_flops(recipe.shape, phase.tokens))
+    control, detached = found["stages"]["control"]["flops"], found["stages"]["detached"]["flops"]
+    assert control < detached < read["flops"]
+    assert found["tokens"] == sum(stage["tokens"] for stage in found["stages"].values())
+    assert found["hours"]["H100"] == pytest.approx(found["flops"] / (USE * GPUS["H100"]) / 3600)
+    two = estimate(replace(recipe, shape=SHAPES["2b"]))
+    assert two["parameters"] == SHAPES["2b"].num_parameters
