@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.text import Text
 
-from remanence.cli import eval_latent
+from remanence.cli import eval_latent, eval_training
 from remanence.cli import options as o
 from remanence.cli.opening import model_for
 from remanence.cli.terminal import note, out, print_json, progress, say, table
@@ -126,5 +126,6 @@ for name, run in (
     ("retention", eval_latent.retention),
     ("ltm-recall", eval_latent.ltm_recall),
     ("perplexity", eval_latent.perplexity),
+    ("figure11", eval_training.figure11),
 ):
     app.command(name)(run)

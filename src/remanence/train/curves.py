@@ -27,7 +27,7 @@ def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 def draw(log: Path, picture: Path) -> None:
     """Writes a PNG: loss on answers (nats per token) over steps, the stages one after the other."""
-    figure, axes = _figure()
+    figure, axes = axes_of()
     start = 0
     for stage, colour in (("warmup", "tab:gray"), ("continual", "tab:blue"), ("control", "tab:orange")):
         records = read_log(log).get(stage, {})
@@ -48,7 +48,7 @@ def draw(log: Path, picture: Path) -> None:
 
 def draw_text(log: Path, picture: Path) -> None:
     """Writes a PNG: loss on running text over steps, in training and on kept books, with memory and of the control."""
-    figure, (training, kept) = _figure(2)
+    figure, (training, kept) = axes_of(2)
     stages = read_log(log)
     for axes, stage, name, colour, label in (
         (training, "control", "loss_text", "tab:orange", "control: never any memory"),
@@ -67,7 +67,7 @@ def draw_text(log: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def _figure(columns: int = 1) -> tuple[Any, Any]:
+def axes_of(columns: int = 1) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
