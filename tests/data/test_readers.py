@@ -79,3 +79,25 @@ def test_books_and_paragraphs(tmp_path: Path) -> None:
     path.write_text('{"title": "x"}\n')
     with pytest.raises(InputError, match="line 1"):
         list(read_books(path))
+
+
+def test_a_file_that_is_damaged_in_the_middle_stops_or_is_skipped_as_told(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"Book {number} " + "and so on " * number}).encode() for number in range(200)]
+    lines[3] = b'{"text": \xff\xfe}'
+    whole = tmp_path / "books.jsonl.gz"
+    whole.write_bytes(gzip.compress(b"\n".join(lines)))
+    with pytest.raises(InputError, match="line 4 has no text"):
+        list(read_books(whole))
+    damaged: list[str] = []
+    assert len(list(read_books(whole, damaged))) == 199
+    assert damaged == [f"{whole} line 4 has no text"]
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(InputError, match="line 4 has no text"):
+        list(read_books(broken))
+    damaged.clear()
+    found = list(read_books(broken, damaged))
+    assert 50 < len(found) < 199
+    assert damaged[1].startswith(f"{broken} breaks off after line")
+    with pytest.raises(InputError, match="cannot read books from"):
+        list(read_books(tmp_path / "missing.jsonl", damaged))

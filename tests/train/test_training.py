@@ -27,7 +27,7 @@ from remanence.train.retrieval import HeadRecipe
 from remanence.train.rows import book_row
 from remanence.train.shapes import Shape
 from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
-from tests.train.tiny_runs import begin, smaller
+from tests.train.tiny_runs import begin, losses, smaller
 
 SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)
 TINY = Recipe(
@@ -253,7 +253,7 @@ import sys
 from pathlib import Path
 from remanence.train import loop
 from remanence.train.recipes.nano import nano
-from tests.train.tiny_runs import begin, smaller
+from tests.train.tiny_runs import begin, losses, smaller
 run, task = begin(Path(sys.argv[1]), smaller(nano()), "warmup")
 run.save_seconds = 0.0
 loop.train(run, task, 10**6)
@@ -284,3 +284,50 @@ def _steps(progress: Path) -> int:
         return int(json.loads(progress.read_text())["step"])
     except (OSError, ValueError):
         return 0
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_a_change_on_the_way_is_written_down(tmp_path: Path) -> None:
+    recipe = smaller(nano())
+    run, task = begin(tmp_path, recipe, "warmup")
+    loop.train(run, task, 1)
+    with pytest.raises(InputError, match="word vectors of width 32, this recipe's is 64 -> give another --out"):
+        begin(tmp_path, replace(recipe, shape=replace(recipe.shape, width=64)), "warmup")
+    deeper, task = begin(tmp_path, replace(recipe, shape=replace(recipe.shape, num_layers=3)), "warmup")
+    before = weights(deeper)
+    with pytest.raises(InputError, match=r"recipe: shape\.num_layers is 2 -> set shape\.num_layers so instead of 3"):
+        loop.resume(deeper, task)
+    assert all(torch.equal(tensor, deeper.model.state_dict()[name]) for name, tensor in before.items())
+    gentler, task = begin(tmp_path, replace(recipe, matrix_lr=1e-5), "warmup")
+    loop.resume(gentler, task)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["changed"] == {"matrix_lr": [2e-4, 1e-5]}
+
+
+@pytest.mark.usefixtures("_unproven")
+@pytest.mark.parametrize("stage", ["warmup", "continual"])
+def test_layers_that_are_computed_again_give_the_same_losses(tmp_path: Path, stage: str) -> None:
+    plainly, again = (
+        losses(*begin(tmp_path / name, replace(smaller(nano()), checkpointing=name == "again"), "warmup"), 3)
+        if stage == "warmup"
+        else continued(tmp_path / name, name == "again")
+        for name in ("plainly", "again")
+    )
+    assert again == pytest.approx(plainly, abs=1e-5)
+    assert len(set(plainly)) == 3
+
+
+def continued(folder: Path, checkpointing: bool) -> list[float]:
+    recipe = replace(smaller(nano()), checkpointing=checkpointing)
+    loop.train(*begin(folder, recipe, "warmup"), 1)
+    return losses(*begin(folder, recipe, "continual"), 3)
+
+
+def test_the_z_loss_is_the_square_of_the_log_of_the_sum() -> None:
+    ids_BT, index_N = torch.tensor([[3, 4, 5]]), torch.tensor([0, 1])
+    kind_BT = torch.tensor([[0, ANSWER, ANSWER]], dtype=torch.int8)
+    logits_NV = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
+    without = answer_losses(logits_NV, index_N, ids_BT, kind_BT, 0.1)
+    found = answer_losses(logits_NV, index_N, ids_BT, kind_BT, 0.1, 0.5)
+    expected = 0.5 * (logits_NV.exp().sum(-1).log() ** 2).mean()
+    assert float(found.total - without.total) == pytest.approx(float(expected), abs=1e-5)
+    assert float(found.answer) == float(without.answer)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,9 @@ DataOption = Annotated[
 ]
 StartOption = Annotated[
     Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
+]
+DamagedOption = Annotated[
+    Literal["stop", "skip"], typer.Option("--damaged", help="What to do where a file of books cannot be read.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take; train nothing.")]
 ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their fields; train nothing.")]
@@ -47,6 +50,7 @@ def train(
     settings: SetOption = [],  # noqa: B006 (typer copies it)
     listed: ListOption = False,
     dry_run: DryRunOption = False,
+    damaged: DamagedOption = "stop",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
     ] = False,
@@ -84,7 +88,8 @@ def train(
             chosen = override(RECIPES[recipe](), settings)
             stages = chosen.stages if stage == "all" else (stage,)
             for one in stages:
-                run = start_run(chosen, data, out, start if one == stages[0] else None, compiled)
+                begins = start if one == stages[0] else None
+                run = start_run(chosen, data, out, begins, compiled=compiled, skip_damaged=damaged == "skip")
                 run_stage(run, one, steps, resume and (out / one).exists())
     if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})

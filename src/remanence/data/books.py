@@ -5,24 +5,44 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from remanence.errors import InputError
 
 
-def read_books(path: Path | str) -> Iterator[str]:
-    """The `text` of every record of a `.jsonl` or `.jsonl.gz` file. InputError names a line that has none."""
+def read_books(path: Path | str, damaged: list[str] | None = None) -> Iterator[str]:
+    """The `text` of every record of a `.jsonl` or `.jsonl.gz` file.
+
+    InputError names a line that has none, or where a file breaks off; with `damaged` that is put there instead, and
+    what can be read is read.
+    """
+    number = 0
     try:
-        raw = Path(path).read_bytes()
-        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read books from {str(path)!r}: {error}", "give a JSONL file") from error
-    for number, line in ((n, text) for n, text in enumerate(lines, 1) if text.strip()):
-        try:
-            yield json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        with (gzip.open if _is_gzip(path) else open)(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield from _text(path, number, line, damaged)
+    except (OSError, EOFError, zlib.error) as error:
+        if damaged is None or number == 0:
+            problem = f"cannot read books from {str(path)!r} after line {number}: {error}"
+            raise InputError(problem, "give a whole JSONL file, or have damaged ones skipped") from error
+        damaged.append(f"{path} breaks off after line {number}")
+
+
+def _is_gzip(path: Path | str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _text(path: Path | str, number: int, line: bytes, damaged: list[str] | None) -> Iterator[str]:
+    try:
+        yield json.loads(line.decode("utf-8"))["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        if damaged is None:
             raise InputError(f"{str(path)!r} line {number} has no text", 'each line: {"text": "..."}') from error
+        damaged.append(f"{path} line {number} has no text")
 
 
 def paragraphs(text: str, min_chars: int = 80) -> Iterator[str]:

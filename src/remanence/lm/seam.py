@@ -81,7 +81,8 @@ class Watch:
         return layer in self.layers and layer not in self.seen
 
     def show_plain(self, layer: int, query_BHTD: Tensor, key_BGTD: Tensor) -> None:
-        self._plain[layer] = (query_BHTD, key_BGTD)
+        if self.waits_for(layer):
+            self._plain[layer] = (query_BHTD, key_BGTD)
 
     def show(self, layer: int, seen: tuple[Tensor, Tensor, Tensor, float, Tensor | None]) -> None:
         if not self.waits_for(layer):
@@ -228,6 +229,8 @@ def _show_hidden(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         watch.hidden[layer] = hidden_BTC
         if watch.plain:
             _run_without_rope(module, args, kwargs, watch)
+    elif watch is not None and watch.plain and watch.gradient and layer in watch.layers:
+        _run_without_rope(module, args, kwargs, watch)  # a layer run again must keep what it kept the first time
     return args, kwargs
 
 

@@ -56,8 +56,11 @@ def _to_learn(counts: Counter[str], at_least: int) -> list[str]:
     return sorted(word for word, count in counts.items() if count >= at_least and not is_kept(word))
 
 
-def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:
-    """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz`, `classic_books/{train-*,valid}.jsonl.gz` where present."""
+def load_corpora(folder: Path | None, damaged: list[str] | None = None, num_books_files: int = 3) -> Corpora:
+    """Reads `squad_passages/train.json.gz`, `babi/*.tar.gz`, `classic_books/{train-*,valid}.jsonl.gz` where present.
+
+    `damaged`: where lines of books that cannot be read are named, instead of an InputError.
+    """
     if folder is None:
         return Corpora()
     if not folder.is_dir():
@@ -71,10 +74,10 @@ def load_corpora(folder: Path | None, num_books_files: int = 3) -> Corpora:
     return Corpora(
         read_squad(squad) if squad.exists() else [],
         [story for path in babi for story in read_babi(path, tasks=(1, 5, 8, 10, 12))],
-        _paragraphs(books),
-        _paragraphs(folder.glob("classic_books/valid.jsonl.gz")),
+        _paragraphs(books, damaged),
+        _paragraphs(folder.glob("classic_books/valid.jsonl.gz"), damaged),
     )
 
 
-def _paragraphs(files: Iterable[Path]) -> list[str]:
-    return [text for path in files for book in read_books(path) for text in paragraphs(book)]
+def _paragraphs(files: Iterable[Path], damaged: list[str] | None) -> list[str]:
+    return [text for path in files for book in read_books(path, damaged) for text in paragraphs(book)]

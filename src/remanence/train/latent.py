@@ -47,7 +47,8 @@ def latent(run: LatentRun, num_steps: int) -> Task:
     def back(tensors: Mapping[str, Tensor], values: Any) -> None:
         restore(run, tensors, values)
 
-    return Task("latent", loss, rate, found, run.recipe.eval_every, state=lambda: state(run), restore=back)
+    recipe = run.recipe
+    return Task("latent", loss, rate, found, recipe.eval_every, recipe=recipe, state=lambda: state(run), restore=back)
 
 
 @torch.no_grad()

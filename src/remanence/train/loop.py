@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from remanence.errors import InputError
 from remanence.train import checkpoint, parallel
 from remanence.train.guard import GuardConfig, Watched, judge
 from remanence.train.optimizer import Optimizer
+from remanence.train.recipes.override import leaves
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Task:
     `loss(batch number)`: a scalar to minimise, and the tokens it was made of. `rate(step)` multiplies the learning
     rates. `evaluate(step)`: figures for the log, every `eval_every` steps; `ends(step)` before the first step and
     after the last. `state` and `restore`: tensors beside weights and optimizer that the next step depends on, and
-    values that JSON can hold.
+    values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is not gone on from.
     """
 
     stage: str
@@ -78,6 +80,7 @@ class Task:
     evaluate: Callable[[int], dict[str, Any]] = nothing
     eval_every: int = 200
     ends: Callable[[int], dict[str, Any]] = nothing
+    recipe: Any = None
     state: Callable[[], tuple[dict[str, Tensor], Any]] = lambda: ({}, None)
     restore: Callable[[Mapping[str, Tensor], Any], None] = lambda tensors, values: None
 
@@ -170,7 +173,7 @@ def save(run: Run, task: Task) -> None:
     kept = checkpoint.Checkpoint(
         dict(run.optimizer.masters),
         run.optimizer.state(),
-        {"stage": task.stage, **progress, "watched": watched, "values": values},
+        {"stage": task.stage, **progress, "watched": watched, "values": values, "recipe": _fields(task)},
         tensors,
     )
     checkpoint.save(run.folder / task.stage, kept)
@@ -189,6 +192,7 @@ def resume(run: Run, task: Task, is_good: bool = True) -> None:
     place = run.folder / task.stage
     kept = place if is_good or not checkpoint.before(place).exists() else checkpoint.before(place)
     found = checkpoint.load(kept, run.optimizer.masters)
+    _compare(run, task, found.progress["recipe"])
     run.optimizer.load_weights(found.weights)
     run.optimizer.load(found.optimizer)
     for name in _PROGRESS:
@@ -197,3 +201,25 @@ def resume(run: Run, task: Task, is_good: bool = True) -> None:
     run.watched = Watched(tuple(watched["calm"]), watched["high"])
     torch.set_rng_state(found.tensors["random"])
     task.restore(found.tensors, found.progress["values"])
+
+
+MODEL_FIELDS = ("shape.", "lora.", "method.", "base", "dtype", "matrix_rule")
+"""Fields of a recipe that weights and optimizer are made by: with others a checkpoint cannot go on."""
+
+
+def _fields(task: Task) -> dict[str, Any]:
+    return {} if task.recipe is None else json.loads(json.dumps(leaves(asdict(task.recipe))))
+
+
+def _compare(run: Run, task: Task, kept: dict[str, Any]) -> None:
+    """Other fields may be changed on the way, and the log says so."""
+    now = _fields(task)
+    changed = {name: [kept.get(name), now.get(name)] for name in {**kept, **now} if kept.get(name) != now.get(name)}
+    for name, (before, wanted) in changed.items():
+        if name.startswith(MODEL_FIELDS):
+            raise InputError(
+                f"the checkpoint in {str(run.folder / task.stage)!r} is of another recipe: {name} is {before}",
+                f"set {name} so instead of {wanted}, or give another --out",
+            )
+    if changed:
+        run.log({"step": run.step, "stage": task.stage, "changed": changed})

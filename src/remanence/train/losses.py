@@ -33,14 +33,21 @@ def targets(kind_BT: Tensor, text_stride: int, shift: int = 0) -> Tensor:
     return functional.pad(chosen, (0, 1)).flatten().nonzero().squeeze(1)
 
 
-def answer_losses(logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: Tensor, text_weight: float) -> Losses:
-    """`logits_NV` stand at the positions `index_N`, each of which predicts the token after it."""
-    nats_N = functional.cross_entropy(logits_NV.float(), ids_BT.flatten()[index_N + 1], reduction="none")
+def answer_losses(
+    logits_NV: Tensor, index_N: Tensor, ids_BT: Tensor, kind_BT: Tensor, text_weight: float, z_weight: float = 0.0
+) -> Losses:
+    """`logits_NV` stand at the positions `index_N`, each of which predicts the token after it.
+
+    `z_weight`: of the square of each log of a sum over the vocabulary, which keeps logits from drifting (PaLM §5).
+    """
+    nats_N = plain_N = functional.cross_entropy(logits_NV.float(), ids_BT.flatten()[index_N + 1], reduction="none")
     kind_N = kind_BT.flatten()[index_N + 1]
     answer, text = kind_N.eq(ANSWER).float(), kind_N.eq(TEXT).float()
     weight = answer + text_weight * text
+    if z_weight:
+        nats_N = nats_N + z_weight * logits_NV.float().logsumexp(-1) ** 2
     total = (nats_N * weight).sum() / mean(weight.sum()).clamp(min=1e-6)
-    return Losses(total, _mean(nats_N, answer), _mean(nats_N, text))
+    return Losses(total, _mean(plain_N, answer), _mean(plain_N, text))
 
 
 def _mean(nats_N: Tensor, chosen_N: Tensor) -> Tensor:

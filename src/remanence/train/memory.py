@@ -28,6 +28,7 @@ from remanence.train.plain import (
     mean_text_loss,
     phase_at,
     plain_losses,
+    weights_of,
 )
 from remanence.train.recipes.nano import STAGES, Phase, Stage, StageName
 from remanence.train.row import Row
@@ -156,7 +157,7 @@ def memory_losses(
     index_N = targets(batch.kind_BT, run.recipe.text_stride, shift)
     with cast(run.device, run.recipe):
         logits_NV, hinted = read_memories(lm, config, batch, index_N, hint=writes)
-    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
+    losses = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, *weights_of(run.recipe))
     run.count(loss_hints=float(mean(hinted)))
     return replace(losses, total=losses.total + hinted)
 
@@ -194,7 +195,7 @@ def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> T
         many = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
         return many if step else {**evaluate(0), **many}
 
-    return Task(name, loss, rate, evaluate, recipe.eval_every, ends)
+    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, recipe)
 
 
 def _losses(run: ModelRun, lm: LM, phase: Phase, stage: Stage, number: int) -> tuple[Losses, Tensor]:

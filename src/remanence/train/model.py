@@ -57,6 +57,12 @@ def compile_layers(model: Any) -> None:
         layer.compile()
 
 
+def compute_layers_again(model: Any) -> None:
+    """In the backward pass, instead of keeping what they computed (transformers renamed how)."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def use_fast_attention(model: Any) -> None:
     """Attention as two matrix products in the autocast type: on CPU 1.4 to 3 times as fast as SDPA.
 

@@ -51,6 +51,11 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     return phases[-1]
 
 
+def weights_of(recipe: Recipe) -> tuple[float, float]:
+    """Of text, and of the z-loss."""
+    return recipe.text_weight, recipe.z_weight
+
+
 def plain_logits(run: ModelRun, batch: Batch, index_N: Tensor) -> Tensor:
     """logits_NV at chosen positions of whole rows, read without memory."""
     with cast(run.device, run.recipe):
@@ -63,7 +68,7 @@ def plain_losses(run: ModelRun, batch: Batch, shift: int = 0) -> Losses:
     batch = batch.to(run.device)
     index_N = targets(batch.kind_BT, run.recipe.text_stride, shift)
     logits_NV = plain_logits(run, batch, index_N)
-    return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, run.recipe.text_weight)
+    return answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, *weights_of(run.recipe))
 
 
 def warm_up(run: ModelRun) -> Task:
@@ -89,7 +94,7 @@ def warm_up(run: ModelRun) -> Task:
         found = evaluate_text(run, ENDS_ROWS) if is_text else {}
         return {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
 
-    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends)
+    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends, run.recipe)
 
 
 def counted(run: ModelRun, losses: Losses) -> Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.errors import InputError
-from remanence.train import loop, parallel
+from remanence.train import checkpoint, loop, parallel
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_corpora
 from remanence.train.export import export
 from remanence.train.growth import grown
 from remanence.train.memory import continual, reading_model
-from remanence.train.model import build_model, to_bfloat16
+from remanence.train.model import build_model, compute_layers_again, to_bfloat16
 from remanence.train.optimizer import Group, Optimizer
 from remanence.train.plain import ModelRun, warm_up
 from remanence.train.recipes.nano import STAGES, Recipe, StageName
@@ -31,15 +31,25 @@ from remanence.train.vectors import word_vectors
 
 
 def start_run(
-    recipe: Recipe, data: Path | None, folder: Path, start: Path | None = None, compiled: bool = False
+    recipe: Recipe,
+    data: Path | None,
+    folder: Path,
+    start: Path | None = None,
+    *,
+    compiled: bool = False,
+    skip_damaged: bool = False,
 ) -> ModelRun:
     """A run at step 0; the tokenizer in `folder` is used again, or trained and kept there.
 
-    `start`: a model folder whose weights and tokenizer the run begins with, instead of new ones.
+    `start`: a model folder whose weights and tokenizer the run begins with, instead of new ones. `skip_damaged`: lines
+    of books that cannot be read are left out and counted in the log, instead of an InputError.
     """
     device = parallel.start()
     folder.mkdir(parents=True, exist_ok=True)
-    corpora = load_corpora(data)
+    damaged: list[str] | None = [] if skip_damaged else None
+    corpora = load_corpora(data, damaged)
+    if damaged:
+        checkpoint.log(folder, {"stage": "data", "skipped": len(damaged), "first": damaged[0]})
     with parallel.first():
         if start is not None:
             PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(folder / "tokenizer")
@@ -51,6 +61,8 @@ def start_run(
         load_model(model, start)
     if vector_VC is not None:
         start_with_copying(model, recipe.seed, vector_VC)
+    if recipe.checkpointing:
+        compute_layers_again(model)
     optimizer, within = _trained(model.to(device), recipe)
     return ModelRun(
         folder,
@@ -162,7 +174,13 @@ def load_or_make_vectors(recipe: Recipe, corpora: Corpora, encoder: Encoder, pat
         lines = (ids for start in range(0, len(texts), 10_000) for ids in encoder(*texts[start : start + 10_000]))
         vector_VC = word_vectors(lines, len(encoder.tokenizer), recipe.shape.width, recipe.seed)
         save_file({"vector_VC": vector_VC}, file)
-    return load_file(file)["vector_VC"]
+    vector_VC = load_file(file)["vector_VC"]
+    if vector_VC.shape != (len(encoder.tokenizer), recipe.shape.width):
+        raise InputError(
+            f"{str(file)!r} holds word vectors of width {vector_VC.shape[1]}, this recipe's is {recipe.shape.width}",
+            "give another --out: this folder is another recipe's",
+        )
+    return vector_VC
 
 
 def _texts(recipe: Recipe, corpora: Corpora) -> Iterator[str]:

@@ -80,7 +80,8 @@ class Recipe:
     Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
     passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
     of the second stage over which they fall. `text_stride`: of text, every so many-th token counts. `stages`: those
-    of a whole run. `dtype`: of the model and its products; what is trained is float32 in both.
+    of a whole run. `dtype`: of the model and its products; what is trained is float32 in both. `z_weight`: see
+    `answer_losses`. `checkpointing`: layers are computed again in the backward pass instead of being kept.
     """
 
     seed: int = 0
@@ -99,6 +100,8 @@ class Recipe:
     decay_share: float = 0.9
     text_weight: float = 0.1
     text_stride: int = 8
+    z_weight: float = 0.0
+    checkpointing: bool = False
     eval_every: int = 200
     stages: tuple[StageName, ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0
