@@ -274,7 +274,10 @@ def test_hidden_states_that_are_not_finite_enter_neither_pool_nor_bank(session, 
     assert session._pool._kept is before
     assert session.bank.list() == texts
     (cold,) = session.write(OTHERS[0], warm=False).ids
-    with pytest.raises(InputError, match=rf"chunk {cold}: .* -> forget it, where it is stored \(`remanence forget"):
+    with pytest.raises(
+        InputError,
+        match=rf"of this text: chunk {cold} -> forget it, where it is stored \(`remanence bank forget {cold}",
+    ):
         session.generate("Who?", max_tokens=2)
     monkeypatch.setattr(type(METHOD), "encode", sound)
     session.forget(cold)

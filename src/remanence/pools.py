@@ -73,7 +73,7 @@ def follow(
                 f"chunk {group[0].id} has {len(ids)} tokens for {lm.name}, a write takes {method.config.chunk_tokens}",
                 "split it for this model: `remanence bank migrate` with the same --bank, --model and --method as now",
             )
-        pool = _added(lm, method, kept.pool, ids, group[0].id)
+        pool = _added(lm, method, kept.pool, ids, [chunk.id for chunk in group])
         write = Write(tuple(chunk.id for chunk in group), kept.pool.clock, pool.clock)
         kept = replace(kept, pool=pool, writes=(*kept.writes, write))
         if len(kept.writes) % SNAPSHOT_WRITES == 0:
@@ -83,12 +83,13 @@ def follow(
     return kept
 
 
-def _added(lm: LM, method: MPlus, pool: Pool, ids: Sequence[int], chunk_id: str) -> Pool:
+def _added(lm: LM, method: MPlus, pool: Pool, ids: Sequence[int], chunk_ids: Sequence[str]) -> Pool:
     try:
         return method.add(lm, pool, ids)
     except InputError as error:
-        hint = f"forget it, where it is stored (`remanence forget {chunk_id}`), or use another model"
-        raise InputError(f"chunk {chunk_id}: {error.args[0]}", hint) from error
+        named = " ".join(chunk_ids)
+        hint = f"forget it, where it is stored (`remanence bank forget {named}`), or use another model"
+        raise InputError(f"{error.message}: chunk {named}", hint) from error
 
 
 def first(method: MPlus, lm: LM, seed: int = 0) -> Kept:

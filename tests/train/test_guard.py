@@ -72,6 +72,52 @@ def test_a_run_that_diverges_goes_back_and_comes_through(tmp_path: Path) -> None
     assert all(torch.isfinite(master).all() for master in run.optimizer.masters.values())
 
 
+def gone_back(folder: Path, broken: dict[int, float], end: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """[from, to] of each way back of a run that saves every five steps; batch -> what is added to its loss."""
+    guard = GuardConfig(window=8, nats=0.5, patience=3, rewinds=8, lower=1.0)
+    run, task = begin(folder, replace(smaller(nano()), guard=guard), "warmup")
+    run.save_seconds = 4.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(run.step))
+
+    def loss(number: int) -> tuple[torch.Tensor, int]:
+        found, tokens = task.loss(number)
+        return found + broken.get(number, 0.0), tokens
+
+    run.log({"begins": True})
+    loop.train(run, replace(task, loss=loss), end)
+    lines = (folder / "log.jsonl").read_text().split('{"begins": true}\n')[-1]
+    log = [json.loads(line) for line in lines.splitlines()]
+    return [[record["step"], record["went_back_to"]] for record in log if "went_back_to" in record]
+
+
+def test_a_checkpoint_that_calm_steps_have_followed_is_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gone_back(tmp_path / "a", {14: math.nan}, 20, monkeypatch) == [[14, 10]]
+    spike = dict.fromkeys(range(14, 18), 3.0)
+    assert gone_back(tmp_path / "b", spike, 20, monkeypatch) == [[16, 10]], "high losses do not make it a bad one"
+
+
+def test_one_that_they_have_not_is_never_gone_back_to_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {11: math.nan, 13: math.nan, 19: math.nan}
+    assert gone_back(tmp_path, broken, 20, monkeypatch) == [[11, 5], [6, 5], [10, 5]]
+    run, task = begin(tmp_path, smaller(nano()), "warmup")
+    loop.resume(run, task)
+    assert (run.step, run.skipped, run.rewinds) == (20, 15, 3), "what was left out stays left out after a kill"
+
+
+def test_another_runs_checkpoint_is_never_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gone_back(tmp_path, {}, 12, monkeypatch) == []
+    assert gone_back(tmp_path, {3: math.nan}, 6, monkeypatch) == [[3, 0]]
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"patience": 0}, {"lower": 0.0}])
+def test_settings_that_make_no_guard_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        GuardConfig(**wrong)  # type: ignore[arg-type]
+    assert judge(GuardConfig(window=1), Watched(), 1.0, 1.0)[1] is None
+
+
 def test_a_run_that_cannot_be_saved_stops_and_says_so(tmp_path: Path) -> None:
     guard = GuardConfig(rewinds=2)
     run, task = begin(tmp_path, replace(smaller(nano()), guard=guard), "warmup")

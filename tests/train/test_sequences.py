@@ -87,8 +87,10 @@ def test_gradients_reach_the_writing_or_do_not(lm: LM, method: Memory3) -> None:
 
 def test_rows_without_a_reference_for_each_chunk_are_refused(lm: LM, method: Memory3) -> None:
     given = batch(rows=1)
-    with pytest.raises(InputError, match="has 6 references -> give one for each of its 7 chunks of 8 tokens"):
+    with pytest.raises(InputError, match="56 tokens has 6 references -> give one for each of its chunks of 8 tokens"):
         sequence_loss(lm, Sequences(given.ids_BT, [given.references[0][:-1]]), method)
+    with pytest.raises(InputError, match="63 tokens has 7 references"):
+        sequence_loss(lm, Sequences(torch.ones(1, 63, dtype=torch.long), given.references), method)
     memories = method.write(lm, given.references[0])
     with pytest.raises(InputError, match="56 tokens do not fall into chunks"):
         method.shared_prefix(lm, [memories[:5]], 56)

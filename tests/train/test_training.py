@@ -210,6 +210,15 @@ def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(InputError, match="damaged"):
         checkpoint.load(tmp_path / "c")
+    checkpoint.save(tmp_path / "d", checkpoint.Checkpoint({"w": torch.ones(2)}, {}, {"step": 1}))
+    checkpoint.save(tmp_path / "d", checkpoint.Checkpoint({"w": torch.ones(2)}, {}, {"step": 2}))
+    (file,) = (tmp_path / "d").glob("*.safetensors")
+    file.write_bytes(b"xx")
+    with pytest.warns(UserWarning, match="the one before it is taken"):
+        assert checkpoint.load(tmp_path / "d").progress == {"step": 1}
+    assert not checkpoint.exists(tmp_path / "e")
+    (tmp_path / "d").rename(tmp_path / "e.before")
+    assert checkpoint.exists(tmp_path / "e"), "a crash between two renames leaves it so"
 
 
 def test_losses_and_exact_answers_by_hand() -> None:

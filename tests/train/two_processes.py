@@ -19,15 +19,21 @@ STEPS = 6
 
 
 def recipe(name: str):
-    """AdamW throughout: Muon rounds products of shards to bfloat16, so its steps are equal to 1e-5 of a weight only."""
+    """AdamW throughout: Muon rounds products of shards to bfloat16. Three rows are no equal shares for two."""
     found = smaller({"nano": nano, "nano-text": nano_text}[name]())
-    phases = {part: tuple(replace(phase, rows=4) for phase in getattr(found, part)) for part in ("warmup", "continual")}
+    phases = {part: tuple(replace(phase, rows=3) for phase in getattr(found, part)) for part in ("warmup", "continual")}
     return replace(found, matrix_rule="adamw", eval_every=3, **phases)
+
+
+def pass_through(model: torch.nn.Module) -> None:
+    """A forward pass as `prove` makes it; what it would measure on random tiny weights proves nothing."""
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
 
 
 def run(name: str, stage: str, folder: Path, steps: int = STEPS, resume: bool = False) -> list[float]:
     """Losses of whole batches, as the first process has them."""
-    lm_module.family.prove = lambda model: None  # random tiny weights prove nothing
+    lm_module.family.prove = pass_through
     going, task = begin(folder, recipe(name), stage, STEPS)
     if resume:
         loop.resume(going, task)

@@ -29,7 +29,7 @@ def figure11(
 ) -> None:
     """Memory from scratch, control, and memory after a warm-up without it (Memory³ Figure 11), at nano's scale.
 
-    Trains the recipe nano-text (about two hours on two CPU cores); what was begun goes on, what is done is read.
+    Trains the recipe nano-text, which takes hours on a CPU; what was begun goes on, what is done is read.
     """
     from remanence.eval import plots, report
     from remanence.train import figure11 as figure
@@ -37,6 +37,7 @@ def figure11(
     from remanence.train.recipes.override import override
 
     recipe = override(nano_text(), settings)
+    figure.check(recipe)
     if plot:
         plots.check_drawable(plot)
         report.check_writable(plot)

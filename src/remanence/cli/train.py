@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ DataOption = Annotated[
 StartOption = Annotated[
     Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
 ]
+OutOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where log and checkpoints are kept.")]
 DamagedOption = Annotated[
     Literal["stop", "skip"], typer.Option("--damaged", help="What to do where a file of books cannot be read.")
 ]
@@ -39,11 +40,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus.")] = "nano",
     stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="Of the recipe's stages one, or all.")] = "all",
     data: DataOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where log and checkpoints are kept.")] = Path(
-        "runs/nano"
-    ),
+    out: OutOption = Path("runs/nano"),
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Stop after so many steps of the stage.")
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Stop after so many steps of the stage.")
     ] = None,
     start: StartOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -65,7 +64,7 @@ def train(
     import torch
 
     from remanence.errors import InputError
-    from remanence.train import parallel
+    from remanence.train import checkpoint, parallel
     from remanence.train.recipes import LATENT_RECIPES, RECIPES
     from remanence.train.recipes.override import override
     from remanence.train.start import run_stage, start_run
@@ -76,7 +75,7 @@ def train(
         return
     _check(recipe, stage, recipes)
     if dry_run:
-        _estimate(recipe, settings, as_json)
+        _estimate(recipe, settings, stage, steps, as_json)
         return
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -88,9 +87,11 @@ def train(
             chosen = override(RECIPES[recipe](), settings)
             stages = chosen.stages if stage == "all" else (stage,)
             for one in stages:
+                if one == "export" and parallel.size() > 1:
+                    continue  # one process does it: `--stage export` without torchrun
                 begins = start if one == stages[0] else None
                 run = start_run(chosen, data, out, begins, compiled=compiled, skip_damaged=damaged == "skip")
-                run_stage(run, one, steps, resume and (out / one).exists())
+                run_stage(run, one, steps, resume and checkpoint.exists(out / one))
     if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
     parallel.leave()
@@ -107,7 +108,7 @@ def _check(recipe: str, stage: str, recipes: Mapping[str, Any]) -> None:
         raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)}, export or all")
 
 
-def _estimate(recipe: str, settings: list[str], as_json: bool) -> None:
+def _estimate(recipe: str, settings: list[str], stage: str, steps: int | None, as_json: bool) -> None:
     from remanence.errors import InputError
     from remanence.train.estimate import USE, estimate
     from remanence.train.recipes import RECIPES
@@ -115,16 +116,20 @@ def _estimate(recipe: str, settings: list[str], as_json: bool) -> None:
 
     if recipe not in RECIPES:
         raise InputError(f"{recipe} trains an adapter, which --dry-run does not know", f"use {', '.join(RECIPES)}")
-    found = estimate(override(RECIPES[recipe](), settings))
+    if steps:
+        raise InputError("--dry-run counts whole stages", "leave --steps out, or set num_steps of its phases")
+    chosen = override(RECIPES[recipe](), settings)
+    found = estimate(chosen if stage == "all" else replace(chosen, stages=(stage,)))
     if as_json:
         print_json({"recipe": recipe, **found})
         return
-    say((f"{recipe}: ", "bold"), f"{found['parameters']:,} parameters, {found['bytes_per_device'] / 1e9:,.2f} GB")
+    say((f"{recipe}: ", "bold"), f"{found['parameters']:,} parameters, {found['bytes_per_device']['1'] / 1e9:,.2f} GB")
     for name, told in found["stages"].items():
         say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>15,} tokens {told['flops']:>9.2e} FLOPs")
-    hours = ", ".join(f"{hours:,.1f} on one {name}" for name, hours in found["hours"].items())
+    hours = ", ".join(f"{hours:,.2g} on one {name}" for name, hours in found["hours_on_one"].items())
     say(f"hours at {USE:.0%} of the peak: {hours}")
-    say(("weights, gradients, masters and optimizer of one process; activations are not counted", "dim"))
+    eighth = found["bytes_per_device"]["8"] / 1e9
+    say((f"GB of weights, gradients, masters and optimizer; {eighth:,.2f} on each of 8; no activations", "dim"))
 
 
 def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:
@@ -147,15 +152,15 @@ def _train_latent(
     Stage "retrievers": other projectors for the adapter that is trained already, beside it.
     """
     from remanence.errors import InputError
-    from remanence.train import latent_export, latent_start, loop, retriever
+    from remanence.train import checkpoint, latent_export, latent_start, loop, retriever
     from remanence.train.latent import latent
 
     out = adapter.parent
-    if stage != "all" and not (out / "latent").exists():
+    if stage != "all" and not checkpoint.exists(out / "latent"):
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     run = latent_start.start_latent_run(recipe, recipe.base, data, out)
     task = latent(run, recipe.num_steps)
-    if (resume or stage != "all") and (out / "latent").exists():
+    if (resume or stage != "all") and checkpoint.exists(out / "latent"):
         loop.resume(run, task)
     if stage == RETRIEVERS:
         adapter.mkdir(exist_ok=True)

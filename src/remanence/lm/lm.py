@@ -155,7 +155,7 @@ class LM:
         return keys_and_values
 
     def drop_constants(self) -> None:
-        """For weights that change without torch counting it, as those that FSDP gathers do."""
+        """For weights that change without torch counting it, as fused optimizers and FSDP change them."""
         self._constants.clear()
 
     def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:

@@ -150,7 +150,8 @@ class MPlus(Method):
 
     def fingerprint(self, lm: LM) -> str:
         """SHA-256 (hex): a pool is valid for exactly this model, its adapters, these modules and this config."""
-        settings = {name: value for name, value in self.describe().items() if name not in HOLDING}
+        told = self.describe().items()  # a setting that is None is as if there were none
+        settings = {name: value for name, value in told if name not in HOLDING and value is not None}
         text = json.dumps([lm.fingerprint, str(lm.dtype), settings], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(self.modules(lm).state_dict().items()):

@@ -72,6 +72,27 @@ def before(folder: Path) -> Path:
     return folder.with_suffix(".before")
 
 
+def exists(folder: Path) -> bool:
+    """Whether there is something to go on from: `folder`, or what a crash left of it."""
+    return any((place / "progress.json").exists() for place in (folder, before(folder)))
+
+
+def clear(folder: Path) -> None:
+    """What an earlier run left goes, so that this one never goes back to it."""
+    if not parallel.rank():
+        for place in (folder, before(folder)):
+            shutil.rmtree(place, ignore_errors=True)
+    parallel.wait()
+
+
+def drop_newest(folder: Path) -> None:
+    """The one before it takes its place, where there is one."""
+    if not parallel.rank() and before(folder).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        before(folder).rename(folder)
+    parallel.wait()
+
+
 def _replace(folder: Path, fresh: Path) -> None:
     for path in fresh.iterdir():
         with path.open("rb") as file:
@@ -86,8 +107,9 @@ def load(folder: Path, masters: Mapping[str, Tensor] | None = None) -> Checkpoin
     """The newest whole checkpoint: `folder`, or what a crash left beside it. InputError where there is none.
 
     `masters`: weights as this process holds them; those of the same name, and what the optimizer keeps for them, are
-    read as they are sharded.
+    read as they are sharded. One that is damaged is passed over for the one before it, with a warning.
     """
+    damage: list[InputError] = []
     for place in (folder, before(folder)):
         if (place / "progress.json").exists():
             try:
@@ -96,10 +118,14 @@ def load(folder: Path, masters: Mapping[str, Tensor] | None = None) -> Checkpoin
                 for key, tensor in _tensors(place, masters or {}).items():
                     part, _, name = key.partition("/")
                     found[part][name] = tensor
+                if damage:
+                    warnings.warn(f"{damage[0].message}; the one before it is taken", stacklevel=2)
                 return Checkpoint(found["weights"], found["optimizer"], progress, found["tensors"])
             except (OSError, ValueError, KeyError, SafetensorError, CheckpointException) as error:
                 problem = f"checkpoint {str(place)!r} is damaged: {_first_line(error)}"
-                raise InputError(problem, "start without --resume") from error
+                damage.append(InputError(problem, "start without --resume"))
+    if damage:
+        raise damage[0]
     raise InputError(f"no checkpoint in {str(folder)!r}", "start without --resume")
 
 

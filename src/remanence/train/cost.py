@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from remanence.train.shapes import Shape
 
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+"""A second, bfloat16 without sparsity, by a part of the GPU's name (NVIDIA's data sheets)."""
+
 
 @dataclass(frozen=True)
 class MemoryShape:

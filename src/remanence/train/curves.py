@@ -18,8 +18,13 @@ def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
         raise InputError(
             f"cannot read the log {str(path)!r}: {error.strerror}", "train first, or name its folder"
         ) from error
-    for line in lines:
-        record = json.loads(line)
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break  # a killed run's
+            raise InputError(f"{str(path)!r} line {number} is not JSON", "take the line out") from error
         if "step" in record:
             stages.setdefault(record["stage"], {}).setdefault(record["step"], {}).update(record)
     return stages

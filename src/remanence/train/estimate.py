@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from remanence.train.cost import MemoryShape, forward_flops, read_flops, write_flops
+from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_flops, write_flops
 from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
 from remanence.train.shapes import Shape
 
-GPUS = {"A100 80GB": 312e12, "H100": 989e12, "H200": 989e12}
-"""bfloat16 FLOPs a second without sparsity (NVIDIA's data sheets)."""
 USE = 0.4
-"""The share of it that well-made training gets (MFU): an assumption, not a measurement."""
+"""The share of a GPU's peak that well-made training gets (MFU): an assumption, not a measurement."""
+PROCESSES = (1, 8)
 
 
-def estimate(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
-    """Of every stage its steps, tokens, FLOPs and hours; of the model its bytes on each of `processes` devices.
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Of every stage its steps, tokens and FLOPs; hours on one GPU; the model's bytes on each device of so many.
 
     Activations are not counted: they depend on kernels and checkpointing.
     """
@@ -26,8 +25,8 @@ def estimate(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
         "stages": stages,
         "tokens": sum(found["tokens"] for found in stages.values()),
         "flops": flops,
-        "bytes_per_device": state_bytes(recipe, processes),
-        "hours": {name: flops / (USE * peak) / 3600 / processes for name, peak in GPUS.items()},
+        "bytes_per_device": {str(processes): state_bytes(recipe, processes) for processes in PROCESSES},
+        "hours_on_one": {name: flops / (USE * peak) / 3600 for name, peak in PEAK_FLOPS.items()},
     }
 
 
@@ -46,8 +45,7 @@ def state_bytes(recipe: Recipe, processes: int) -> int:
 
 
 def _stage(recipe: Recipe, stage: Stage) -> dict[str, float]:
-    phases = recipe.warmup if stage.phases == "warmup" else recipe.continual
-    steps = sum(phase.num_steps for phase in phases)
+    phases, steps = recipe.phases_of(stage), recipe.num_steps_of(stage)
     tokens = sum(phase.num_steps * phase.rows * phase.tokens for phase in phases)
     flops = sum(phase.num_steps * phase.rows * _row_flops(recipe.shape, phase, stage) for phase in phases)
     return {"steps": steps, "tokens": tokens, "flops": flops}

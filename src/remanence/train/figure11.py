@@ -7,6 +7,7 @@ from typing import Any
 
 from remanence.errors import InputError
 from remanence.provenance import commit, machine
+from remanence.train import checkpoint
 from remanence.train.curves import axes_of, read_log
 from remanence.train.plain import ENDS_ROWS
 from remanence.train.recipes.nano import STAGES, Recipe, StageName
@@ -26,18 +27,21 @@ def train_missing(recipe: Recipe, data: Path | None, folder: Path) -> None:
     """Trains every stage of the recipe that `folder` has not finished; what was begun goes on."""
     for stage in recipe.stages:
         if stage not in _finished(recipe, folder):
-            run_stage(start_run(recipe, data, folder), stage, None, (folder / stage).exists())
+            run_stage(start_run(recipe, data, folder), stage, None, checkpoint.exists(folder / stage))
+
+
+def check(recipe: Recipe) -> None:
+    """InputError for a recipe that the figure cannot be made of."""
+    if set(recipe.stages) != set(NAMES) or any(phase.books != 1 for phase in (*recipe.warmup, *recipe.continual)):
+        raise InputError("the figure compares six stages on running text", "leave stages and books as they are")
 
 
 def _finished(recipe: Recipe, folder: Path) -> set[StageName]:
     log = folder / "log.jsonl"
     found = read_log(log) if log.exists() else {}
-    return {name for name in recipe.stages if _ending(found.get(name, {})).get("step") == _num_steps(recipe, name)}
-
-
-def _num_steps(recipe: Recipe, name: StageName) -> int:
-    phases = recipe.warmup if STAGES[name].phases == "warmup" else recipe.continual
-    return sum(phase.num_steps for phase in phases)
+    return {
+        name for name in recipe.stages if _ending(found.get(name, {})).get("step") == recipe.num_steps_of(STAGES[name])
+    }
 
 
 def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "jump_nats": begun["kept_with_memory_at_start"] - begun["kept_without_at_start"],
     }
     conditions = {"rows": ENDS_ROWS, "parameters": recipe.shape.num_parameters}
-    conditions |= {f"steps_{name}": _num_steps(recipe, name) for name in ("warmup", "continual")}
+    conditions |= {f"steps_{name}": recipe.num_steps_of(STAGES[name]) for name in ("warmup", "continual")}
     return {
         "task": "figure11",
         "commit": commit(),

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
+
+from remanence.errors import InputError
 
 SPREAD = 1.4826
 """The median distance from the median, times this, is the standard deviation of a normal distribution."""
@@ -27,6 +30,18 @@ class GuardConfig:
     rewinds: int = 5
     lower: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_counts(self, "window", "patience")
+        if not 0 < self.lower <= 1:
+            raise InputError(f"guard.lower is {self.lower}", "give a part of the rates, above 0 and up to 1")
+
+
+def check_counts(given: Any, *names: str) -> None:
+    """InputError for a field that counts something and is below 1."""
+    for name in names:
+        if getattr(given, name) < 1:
+            raise InputError(f"{name} is {getattr(given, name)}", "use 1 or more")
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -45,7 +60,7 @@ def judge(config: GuardConfig, watched: Watched, loss: float, norm: float) -> tu
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         return watched, what
-    if len(watched.calm) < config.window // 2 or loss <= _limit(config, watched.calm):
+    if len(watched.calm) < max(1, config.window // 2) or loss <= _limit(config, watched.calm):
         return Watched((*watched.calm, loss)[-config.window :]), None
     high = watched.high + 1
     reason = None

@@ -40,7 +40,8 @@ def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, 
         row_DLRC = write(run, documents)
     whole, long = rng.random() < phase.whole_pool, rng.random() < phase.long
     loss = _read(run, rng, documents, sentences, row_DLRC, "alone" if not whole else "long" if long else "pool")
-    _keep(run, documents, row_DLRC.detach())
+    if torch.isfinite(row_DLRC).all():  # else the loss says so, and the run goes back
+        _keep(run, documents, row_DLRC.detach())
     num_written = sum(len(chunk) for document in documents for chunk in document.chunks)
     return loss, num_written + sentences.batch.ids_BT.numel()
 

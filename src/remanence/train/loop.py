@@ -89,6 +89,7 @@ def train(run: Run, task: Task, num_steps: int) -> None:
     """Until step `num_steps`; a run that cannot be kept from diverging stops with its last good checkpoint."""
     if run.step == 0:
         _log_figures(run, task, run.within(task.ends, 0))
+        checkpoint.clear(run.folder / task.stage)
         save(run, task)
     saved = time.monotonic()
     while run.step < num_steps:
@@ -121,9 +122,9 @@ def _step(run: Run, task: Task) -> str | None:
     run.watched, reason = judge(run.guard, run.watched, float(parallel.mean(loss)), norm)
     if reason:
         return reason
-    run.settled = run.settled + 1 if run.watched.is_calm else 0
+    run.settled += run.watched.is_calm
     run.optimizer.step(task.rate(run.step) * run.rate)
-    num_tokens *= parallel.size()
+    num_tokens = round(float(parallel.mean(torch.tensor(float(num_tokens)))) * parallel.size())
     run.tokens += num_tokens
     run.count(tokens=num_tokens, norm=norm)
     return None
@@ -141,10 +142,13 @@ def _go_back(run: Run, task: Task, reason: str) -> None:
             f"{task.stage} diverged {rewinds} times, last at step {at}: {reason}",
             f"lower the learning rate; what was saved is in {str(run.folder / task.stage)!r} and beside it",
         )
-    resume(run, task, is_good=run.settled >= run.guard.patience)
+    if run.settled < run.guard.patience:
+        checkpoint.drop_newest(run.folder / task.stage)
+    resume(run, task)
     record = {"went_back_to": run.step, "left_out": [run.number, last], "reason": reason, "rate": rate}
     run.skipped, run.rewinds, run.rate = last + 1 - run.step, rewinds, rate
     run.log({"step": at, "stage": task.stage, **record})
+    save(run, task)  # a kill now goes on from here, and leaves out the same
 
 
 def _log_means(run: Run, task: Task) -> None:
@@ -168,6 +172,8 @@ def save(run: Run, task: Task) -> None:
     """Everything that the next step depends on, so that a run which goes on is the run that was never stopped."""
     tensors, values = task.state()
     tensors = {**tensors, "random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
     progress = {name: getattr(run, name) for name in _PROGRESS}
     watched = {"calm": run.watched.calm, "high": run.watched.high}
     kept = checkpoint.Checkpoint(
@@ -187,11 +193,9 @@ def load_weights(run: Run, stage: str) -> checkpoint.Checkpoint:
     return found
 
 
-def resume(run: Run, task: Task, is_good: bool = True) -> None:
-    """Continues where the checkpoint of the task's stage stood; where it is not good, the one before it."""
-    place = run.folder / task.stage
-    kept = place if is_good or not checkpoint.before(place).exists() else checkpoint.before(place)
-    found = checkpoint.load(kept, run.optimizer.masters)
+def resume(run: Run, task: Task) -> None:
+    """Continues where the checkpoint of the task's stage stood."""
+    found = checkpoint.load(run.folder / task.stage, run.optimizer.masters)
     _compare(run, task, found.progress["recipe"])
     run.optimizer.load_weights(found.weights)
     run.optimizer.load(found.optimizer)
@@ -200,6 +204,8 @@ def resume(run: Run, task: Task, is_good: bool = True) -> None:
     watched = found.progress["watched"]
     run.watched = Watched(tuple(watched["calm"]), watched["high"])
     torch.set_rng_state(found.tensors["random"])
+    if torch.cuda.is_available() and "random_cuda" in found.tensors:
+        torch.cuda.set_rng_state(found.tensors["random_cuda"])
     task.restore(found.tensors, found.progress["values"])
 
 

@@ -168,20 +168,20 @@ def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> T
     Every `plain_every`-th step of the others is without memory, too. The learning rate falls to zero over the last
     `decay_share` of the steps.
     """
-    lm, recipe, stage = reading_model(run), run.recipe, STAGES[name]
-    phases = recipe.warmup if stage.phases == "warmup" else recipe.continual
+    lm: LM = run.within(reading_model, run)
+    recipe, stage = run.recipe, STAGES[name]
+    phases = recipe.phases_of(stage)
 
     def loss(number: int) -> tuple[Tensor, int]:
         losses, ids_BT = _losses(run, lm, phase_at(phases, number), stage, number)
         return counted(run, losses), ids_BT.numel()
 
     def rate(step: int) -> float:
-        schedule: Schedule = "wsd" if stage.falls else "constant"
+        schedule: Schedule = recipe.schedule if stage.falls else "constant"
         return recipe.continual_lr * rate_at(schedule, step, num_steps, recipe.warmup_steps, recipe.decay_share)
 
     def evaluate(step: int) -> dict[str, Any]:
         """Running text where the run trains on it, else facts."""
-        lm.drop_constants()
         phase = phase_at(phases, step)
         found = (evaluate_memory_text if phase.books == 1 else evaluate_memory)(run, lm, phase.slots)
         return {"slots": phase.slots, **found}
@@ -233,6 +233,7 @@ def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_R
     `loss_*` is in nats per token of answers; "none": the same questions without memory.
     """
     run.model.eval()
+    lm.drop_constants()
     found = {}
     phase = Phase(0, rows, 224, (5, 5), 3)
     batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
@@ -254,6 +255,8 @@ def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_R
 @torch.no_grad()
 def evaluate_memory_text(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
     """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without."""
+
+    lm.drop_constants()
 
     def read(part: list[Row]) -> tuple[Tensor, MemoryBatch]:
         batch = pack_memory(part, TEXT_TOKENS, run.encoder).to(run.device)

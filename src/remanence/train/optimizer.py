@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from remanence.errors import InputError
+
 
 @dataclass(frozen=True)
 class Group:
@@ -62,6 +64,12 @@ class Optimizer:
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """InputError, and nothing is changed, where these are not the weights of such a model."""
+        mine, given = ({name: t.shape for name, t in found.items()} for found in (self.masters, weights))
+        if odd := sorted(name for name in {**mine, **given} if mine.get(name) != given.get(name)):
+            raise InputError(
+                f"the weights are another model's: {odd[0]} differs", "use the recipe that they were trained by"
+            )
         for name, master in self.masters.items():
             master.copy_(weights[name])
         self.copy_to_model()

@@ -43,11 +43,12 @@ def sequence_loss(lm: LM, batch: Sequences, method: Memory3 | None = None, *, wr
 
 
 def _read(lm: LM, batch: Sequences, method: Memory3, writes: bool) -> Any:
-    chunks = batch.ids_BT.shape[1] // method.config.chunk_tokens
-    if odd := [len(row) for row in batch.references if len(row) != chunks]:
+    T, size = batch.ids_BT.shape[1], method.config.chunk_tokens
+    odd = [len(row) for row in batch.references if len(row) * size != T]
+    if odd or not batch.references:
         raise InputError(
-            f"a row of {batch.ids_BT.shape[1]} tokens has {odd[0]} references",
-            f"give one for each of its {chunks} chunks of {method.config.chunk_tokens} tokens",
+            f"a row of {T} tokens has {odd[0] if odd else 0} references",
+            f"give one for each of its chunks of {size} tokens",
         )
     with torch.set_grad_enabled(writes and torch.is_grad_enabled()):
         every = iter(method.write(lm, [ids for row in batch.references for ids in row]))

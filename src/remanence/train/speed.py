@@ -15,14 +15,12 @@ from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer
 from remanence.methods.memory3 import Memory3, paper
 from remanence.provenance import commit, machine
-from remanence.train.cost import MemoryShape, training_flops
+from remanence.train.cost import PEAK_FLOPS, MemoryShape, training_flops
 from remanence.train.model import build_model, to_bfloat16, use_fast_attention
 from remanence.train.optimizer import Group, Optimizer
 from remanence.train.sequences import Sequences, sequence_loss
 from remanence.train.shapes import SHAPES
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""bfloat16 without sparsity, by a part of the device's name (NVIDIA's data sheets)."""
 STEPS: dict[str, dict[str, Any]] = {"warmup": {}, "continual": {"writes": True}, "detached": {"writes": False}}
 
 

@@ -138,13 +138,15 @@ def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -
     if stage == "export":
         finish(run)
         return
-    after = STAGES[stage].after
-    phases = run.recipe.warmup if STAGES[stage].phases == "warmup" else run.recipe.continual
+    after, phases = STAGES[stage].after, run.recipe.phases_of(STAGES[stage])
     if any(phase.books == 1 for phase in phases) and not (run.corpora.paragraphs and run.corpora.kept_paragraphs):
         hint = "give --data with classic_books/train-00.jsonl.gz (or more) and classic_books/valid.jsonl.gz"
         raise InputError("this recipe is trained on books, and there are none", hint)
-    num_steps = steps or sum(phase.num_steps for phase in phases)
+    num_steps = steps or run.recipe.num_steps_of(STAGES[stage])
     if not again and after and not run.has_start:
+        if not checkpoint.exists(run.folder / after):
+            problem = f"stage {stage} begins with the weights of {after}, which {str(run.folder)!r} does not hold"
+            raise InputError(problem, f"train --stage {after} first, or give --start FOLDER")
         loop.load_weights(run, after)
     task = warm_up(run) if stage == "warmup" else continual(run, num_steps, stage)
     if again:
@@ -153,7 +155,9 @@ def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -
 
 
 def finish(run: ModelRun, head: HeadRecipe | None = None) -> None:
-    """Trains the search head on the weights of the continual stage and writes `folder/export`."""
+    """Trains the search head on the weights of the continual stage and writes `folder/export`; in one process."""
+    if parallel.size() > 1:
+        raise InputError("a model is exported by one process", "start `--stage export` without torchrun")
     loop.load_weights(run, "continual")
     found = train_head(reading_model(run), head or HeadRecipe(), run.corpora, run.recipe.seed)
     run.log({"stage": "head", "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})

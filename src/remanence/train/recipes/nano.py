@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remanence.train.guard import GuardConfig
+from remanence.errors import InputError
+from remanence.train.guard import GuardConfig, check_counts
+from remanence.train.schedule import Schedule
 from remanence.train.shapes import Shape
 
 
@@ -79,9 +81,9 @@ class Recipe:
 
     Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
     passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
-    of the second stage over which they fall. `text_stride`: of text, every so many-th token counts. `stages`: those
-    of a whole run. `dtype`: of the model and its products; what is trained is float32 in both. `z_weight`: see
-    `answer_losses`. `checkpointing`: layers are computed again in the backward pass instead of being kept.
+    of the second stage over which they fall, as `schedule` says. `text_stride`: of text, every so many-th token
+    counts. `stages`: those of a whole run. `dtype`: of the model and its products; what is trained is float32 in both.
+    `z_weight`: see `answer_losses`. `checkpointing`: layers are computed again in the backward pass instead of kept.
     """
 
     seed: int = 0
@@ -98,6 +100,7 @@ class Recipe:
     other_lr: float = 1e-3
     warmup_steps: int = 100
     decay_share: float = 0.9
+    schedule: Schedule = "wsd"
     text_weight: float = 0.1
     text_stride: int = 8
     z_weight: float = 0.0
@@ -107,6 +110,17 @@ class Recipe:
     clip_norm: float = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "eval_every", "text_stride")
+        if not 0 < self.decay_share <= 1:
+            raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
+
+    def phases_of(self, stage: Stage) -> tuple[Phase, ...]:
+        return self.warmup if stage.phases == "warmup" else self.continual
+
+    def num_steps_of(self, stage: Stage) -> int:
+        return sum(phase.num_steps for phase in self.phases_of(stage))
 
 
 def nano() -> Recipe:

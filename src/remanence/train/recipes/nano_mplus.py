@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from remanence.errors import InputError
 from remanence.lm.lora import LoraConfig
-from remanence.train.guard import GuardConfig
+from remanence.train.guard import GuardConfig, check_counts
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class LatentRecipe:
     eval_every: int = 200
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "eval_every", "num_steps")
+        if not 0 < self.decay_share <= 1:
+            raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
 
 
 def nano_mplus() -> LatentRecipe:
