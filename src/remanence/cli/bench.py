@@ -79,6 +79,22 @@ def mplus(
     show(result, as_json)
 
 
+@app.command("overlap")
+def overlap(
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Texts and their references.")] = 512,
+    repeats: RepeatsOption = 3,
+    seed: o.SeedOption = o.SEED,
+    as_json: o.JsonOption = False,
+) -> None:
+    """The filter that keeps repeated references out of training (Memory³ Eq. 6), beside the equation as written."""
+    from remanence.bench.overlap import Options, run
+
+    options = Options(pairs, repeats=repeats, seed=seed)
+    with progress("Comparing", total=repeats) as advance:
+        result = run(options, advance)
+    show(result, as_json)
+
+
 @app.command("train")
 def train(
     shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano, 0.9b, 2b or llama-3.1-8b.")] = "nano",
