@@ -71,8 +71,8 @@ def retention(
     say(f"exact match of {result['n']} {what} after so many tokens of other text\n")
     out().print(shown)
     if answerable:
-        asked = result["conditions"]["answerable"]["asked_of_the_base_model"]
-        say(f"\nof {asked} questions, those that the base model answers with the passage in its context (here: 1.000)")
+        asked, known = result["conditions"]["answerable"].values()
+        say(f"\nThe base model answers {known} of {asked} questions from the passage; the others are left out.")
     elif data is not None:
         note("questions that the model cannot read say nothing about its memory: --answerable leaves them out")
     if plot:

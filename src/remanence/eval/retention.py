@@ -77,13 +77,13 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     assert isinstance(method, MPlus)
     limit = method.reference_tokens()
     if options.answerable:
-        kept, asked = _answerable(_base(lm), options, lm.count_tokens, limit, bar)
+        kept, choice = _answerable(_base(lm), options, lm.count_tokens, limit, bar)
     else:
-        kept, asked = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, limit), None
+        kept, choice = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, limit), None
     curves: dict[str, Curve] = {}
     for names, make in _readers(lm, method, options, folder):
         curves |= _follow(names, make(), kept, options, lm, limit, bar)
-    return _result(lm, options, kept, asked, curves)
+    return _result(lm, options, kept, choice, curves)
 
 
 def _base(lm: LM) -> LM:
@@ -92,8 +92,8 @@ def _base(lm: LM) -> LM:
 
 def _answerable(
     base: LM, options: Options, count_tokens: Callable[[str], int], limit: int, bar: Bar
-) -> tuple[list[Fact], int]:
-    """At most `n` questions that `base` answers exactly with their passage and nothing else; how many it was asked."""
+) -> tuple[list[Fact], dict[str, int]]:
+    """At most `n` of the questions that `base` answers exactly with their passage alone; how many those are."""
     assert options.data is not None
     asked = [fact for facts in short_answers(options.data, count_tokens, limit) for fact in facts]
     reader, known = TextReader(base, options.max_tokens), []
@@ -108,7 +108,8 @@ def _answerable(
             f"the base model answers none of {len(asked)} questions of {options.data.name!r} from their passages",
             "give other questions, or leave --answerable out",
         )
-    return Random(f"retention {options.seed}").sample(known, min(options.n, len(known))), len(asked)
+    chosen = Random(f"retention {options.seed}").sample(known, min(options.n, len(known)))
+    return chosen, {"asked_of_the_base_model": len(asked), "kept": len(known)}
 
 
 def _readers(lm: LM, method: MPlus, options: Options, folder: Path) -> list[tuple[list[str], Callable[[], Any]]]:
@@ -174,7 +175,7 @@ def resident_bytes() -> int:
 
 
 def _result(
-    lm: LM, options: Options, kept: Sequence[Fact], asked: int | None, curves: dict[str, Curve]
+    lm: LM, options: Options, kept: Sequence[Fact], choice: dict[str, int] | None, curves: dict[str, Curve]
 ) -> dict[str, Any]:
     systems = {name: _figures(curve, kept) for name, curve in curves.items()}
     ratios = {
@@ -190,8 +191,8 @@ def _result(
         "facts": "generated" if options.data is None else options.data.name,
         "other_text": "generated" if options.distractors is None else options.distractors.name,
     }
-    if asked is not None:
-        conditions["answerable"] = {"asked_of_the_base_model": asked, "kept": len(kept)}
+    if choice is not None:
+        conditions["answerable"] = choice
     return {
         "task": "retention",
         "n": len(kept),
