@@ -46,6 +46,7 @@ def test_two_processes_lose_what_one_does(name: str, tmp_path: Path, monkeypatch
 def test_one_process_is_all_there_is() -> None:
     assert (parallel.rank(), parallel.size(), parallel.own([1, 2])) == (0, 1, [1, 2])
     assert float(parallel.average(torch.zeros(0))) == 0.0
+    assert (parallel.decided(True), parallel.decided(False)) == (True, False)
     loss_N = torch.tensor([1.0, 3.0], requires_grad=True)
     parallel.average(loss_N).backward()
     assert loss_N.grad is not None

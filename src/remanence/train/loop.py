@@ -103,7 +103,7 @@ def train(run: Run, task: Task, num_steps: int) -> None:
             _log_means(run, task)
         if run.step % task.eval_every == 0:
             _log_figures(run, task, run.within(task.evaluate, run.step))
-        if run.watched.is_calm and time.monotonic() - saved > run.save_seconds:
+        if run.watched.is_calm and parallel.decided(time.monotonic() - saved > run.save_seconds):
             save(run, task)
             saved = time.monotonic()
     save(run, task)

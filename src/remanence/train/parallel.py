@@ -20,10 +20,10 @@ Row = TypeVar("Row")
 
 
 def start() -> torch.device:
-    """This process's device; under `torchrun` it joins the others (nccl on accelerators, gloo on CPUs)."""
+    """This process's device; under `torchrun` it joins the others (gloo for what is on CPUs, nccl on accelerators)."""
     has_gpu = torch.cuda.is_available()
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if has_gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
     if has_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cuda" if has_gpu else "cpu")
@@ -63,6 +63,11 @@ def first() -> Iterator[None]:
     yield
     if not rank():
         wait()
+
+
+def decided(choice: bool) -> bool:
+    """What the first process has chosen: clocks differ."""
+    return bool(mean(torch.tensor(float(choice and not rank()))) > 0)
 
 
 def own(rows: Sequence[Row]) -> list[Row]:
