@@ -25,11 +25,9 @@ from remanence.train.plain import ModelRun, warm_up
 from remanence.train.recipes.nano import Phase, Recipe, nano
 from remanence.train.retrieval import HeadRecipe
 from remanence.train.rows import book_row
-from remanence.train.shapes import Shape
 from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
-from tests.train.tiny_runs import begin, losses, smaller
+from tests.train.tiny_runs import SHAPE, begin, losses, smaller
 
-SHAPE = Shape(vocab_size=512, width=32, mlp_width=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512)
 TINY = Recipe(
     shape=SHAPE,
     warmup=(Phase(6, 4, 96, (1, 1), 1, drill=0.3), Phase(6, 4, 128, (1, 2), 2)),
@@ -262,7 +260,7 @@ import sys
 from pathlib import Path
 from remanence.train import loop
 from remanence.train.recipes.nano import nano
-from tests.train.tiny_runs import begin, losses, smaller
+from tests.train.tiny_runs import SHAPE, begin, losses, smaller
 run, task = begin(Path(sys.argv[1]), smaller(nano()), "warmup")
 run.save_seconds = 0.0
 loop.train(run, task, 10**6)
