@@ -22,7 +22,7 @@ def test_every_stage_is_trained_once_and_read(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(module, "ENDS_ROWS", 4)
     monkeypatch.setattr(figure11, "ENDS_ROWS", 4)
     monkeypatch.setattr(
-        start, "load_corpora", lambda *given: Corpora(paragraphs=PARAGRAPHS, kept_paragraphs=PARAGRAPHS)
+        start, "load_or_skip", lambda *given: Corpora(paragraphs=PARAGRAPHS, kept_paragraphs=PARAGRAPHS)
     )
     recipe = smaller(nano_text())
     short = {part: (replace(getattr(recipe, part)[0], num_steps=25),) for part in ("warmup", "continual")}

@@ -116,6 +116,20 @@ def test_a_cut_run_is_the_run_that_was_never_cut(run, tmp_path: Path):
         assert torch.equal(tensor, others[name]), name
 
 
+def test_rows_that_are_no_numbers_send_the_run_back_and_stay_out_of_the_pool(run):
+    """One step with a rate that no weights survive: the run leaves its batches out and comes through."""
+    task = latent(run, 8)
+
+    def rate(step: int) -> float:
+        return 1e30 if step == 3 and not run.rewinds else task.rate(step)
+
+    train(run, replace(task, rate=rate), 8)
+    assert run.step == 8
+    assert run.rewinds == 1
+    assert run.pool.row_LNC.isfinite().all()
+    assert all(row_LGKC.isfinite().all() for row_LGKC, _ in run.past)
+
+
 def test_what_is_exported_loads_and_reads_as_it_did(run, tmp_path: Path):
     train(run, latent(run, 2), 2)
     assert export_latent(run, tmp_path / "adapter", "tiny") < 10**6

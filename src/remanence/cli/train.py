@@ -69,7 +69,7 @@ def train(
     from remanence.train.recipes.override import override
     from remanence.train.start import run_stage, start_run
 
-    recipes = {**RECIPES, **LATENT_RECIPES}
+    recipes: dict[str, Any] = {**RECIPES, **LATENT_RECIPES}
     if listed:
         _list(recipes, as_json)
         return
@@ -78,19 +78,19 @@ def train(
         _estimate(recipe, settings, stage, steps, as_json)
         return
     torch.set_num_threads(threads)
+    chosen, skip = override(recipes[recipe](), settings), damaged == "skip"
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         if recipe in LATENT_RECIPES:
             if stage not in ("all", "export", RETRIEVERS) or start or compiled:
                 raise InputError(f"{recipe} has no --stage {stage}, --start or --compile", "leave them out")
-            _train_latent(override(LATENT_RECIPES[recipe](), settings), out / recipe, data, steps, resume, stage)
+            _train_latent(chosen, out / recipe, data, steps, resume, stage, skip)
         else:
-            chosen = override(RECIPES[recipe](), settings)
             stages = chosen.stages if stage == "all" else (stage,)
             for one in stages:
                 if one == "export" and parallel.size() > 1:
                     continue  # one process does it: `--stage export` without torchrun
                 begins = start if one == stages[0] else None
-                run = start_run(chosen, data, out, begins, compiled=compiled, skip_damaged=damaged == "skip")
+                run = start_run(chosen, data, out, begins, compiled=compiled, skip_damaged=skip)
                 run_stage(run, one, steps, resume and checkpoint.exists(out / one))
     if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
@@ -145,7 +145,7 @@ def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:
 
 
 def _train_latent(
-    recipe: LatentRecipe, adapter: Path, data: Path | None, steps: int | None, resume: bool, stage: str
+    recipe: LatentRecipe, adapter: Path, data: Path | None, steps: int | None, resume: bool, stage: str, skip: bool
 ) -> None:
     """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
 
@@ -158,7 +158,7 @@ def _train_latent(
     out = adapter.parent
     if stage != "all" and not checkpoint.exists(out / "latent"):
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
-    run = latent_start.start_latent_run(recipe, recipe.base, data, out)
+    run = latent_start.start_latent_run(recipe, recipe.base, data, out, skip_damaged=skip)
     task = latent(run, recipe.num_steps)
     if (resume or stage != "all") and checkpoint.exists(out / "latent"):
         loop.resume(run, task)

@@ -14,6 +14,7 @@ from remanence.data.books import paragraphs, read_books
 from remanence.data.squad import Context, read_squad
 from remanence.data.wordlists import is_heldout, words_of
 from remanence.errors import InputError
+from remanence.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,15 @@ def load_corpora(folder: Path | None, damaged: list[str] | None = None, num_book
         _paragraphs(books, damaged),
         _paragraphs(folder.glob("classic_books/valid.jsonl.gz"), damaged),
     )
+
+
+def load_or_skip(data: Path | None, folder: Path, skip_damaged: bool) -> Corpora:
+    """The corpora of a run in `folder`; `skip_damaged`: what cannot be read of books is counted in its log."""
+    damaged: list[str] = []
+    found = load_corpora(data, damaged if skip_damaged else None)
+    if damaged:
+        checkpoint.log(folder, {"stage": "data", "skipped": len(damaged), "first": damaged[0]})
+    return found
 
 
 def _paragraphs(files: Iterable[Path], damaged: list[str] | None) -> list[str]:

@@ -12,7 +12,7 @@ from remanence.lm.lm import LM, load
 from remanence.lm.lora import add_roles, role_parameters
 from remanence.methods.mplus import MPlus, MPlusConfig
 from remanence.train import parallel
-from remanence.train.corpora import load_corpora
+from remanence.train.corpora import load_or_skip
 from remanence.train.latent_run import LatentRun, groups, trained_parameters
 from remanence.train.model import use_fast_attention
 from remanence.train.optimizer import Optimizer
@@ -21,7 +21,9 @@ from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.rows import Encoder
 
 
-def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder: Path) -> LatentRun:
+def start_latent_run(
+    recipe: LatentRecipe, base: str, data: Path | None, folder: Path, *, skip_damaged: bool = False
+) -> LatentRun:
     """A run at step 0. The base's weights stay as they are, in the recipe's type; what is trained is float32."""
     parallel.start()
     if parallel.size() > 1:
@@ -46,7 +48,7 @@ def start_latent_run(recipe: LatentRecipe, base: str, data: Path | None, folder:
         lm=lm,
         method=method,
         encoder=Encoder(lm.tokenizer),
-        corpora=load_corpora(data),
+        corpora=load_or_skip(data, folder, skip_damaged),
         pool=pool,
     )
     match_words(run, recipe.projector_documents)

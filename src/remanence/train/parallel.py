@@ -45,7 +45,7 @@ def wait() -> None:
 def leave() -> None:
     """Ends a process among many when all are done; alone it returns.
 
-    Not by way of the interpreter's end, where threads of torch abort about one process in ten (torch 2.13, gloo).
+    Not by way of the interpreter's end, where threads of torch abort a process now and then (seen with torch 2.13).
     """
     if dist.is_initialized():
         dist.barrier()

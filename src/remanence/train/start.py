@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from remanence.errors import InputError
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.circuits import start_with_copying
-from remanence.train.corpora import Corpora, load_corpora
+from remanence.train.corpora import Corpora, load_or_skip
 from remanence.train.export import export
 from remanence.train.growth import grown
 from remanence.train.memory import continual, reading_model
@@ -46,10 +46,7 @@ def start_run(
     """
     device = parallel.start()
     folder.mkdir(parents=True, exist_ok=True)
-    damaged: list[str] | None = [] if skip_damaged else None
-    corpora = load_corpora(data, damaged)
-    if damaged:
-        checkpoint.log(folder, {"stage": "data", "skipped": len(damaged), "first": damaged[0]})
+    corpora = load_or_skip(data, folder, skip_damaged)
     with parallel.first():
         if start is not None:
             PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(folder / "tokenizer")
