@@ -18,7 +18,10 @@ from remanence.cli.terminal import note, out, print_json, progress, say, table
 from remanence.eval import tasks
 
 SYSTEMS = "plain,METHOD,retrieved_text,full_context"
-COLUMNS = ("exact_match", "f1", "recall_at_5", "passage_in_context", "answer_in_recalled", "prompt_tokens", "seconds")
+COLUMNS = (
+    *("exact_match", "f1", "answered", "abstained"),
+    *("recall_at_5", "passage_in_context", "answer_in_recalled", "prompt_tokens", "seconds"),
+)
 COSTS = ("prompt_tokens", "seconds")
 
 NOption = Annotated[int, typer.Option("--n", metavar="N", help="Questions at most.")]
@@ -113,7 +116,7 @@ def command(task: type[tasks.Task]) -> Callable[..., None]:
 
 
 def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
-    metavar = "N" if hint is int else "FILE"
+    metavar = None if hint is bool else "N" if hint is int else "FILE"
     option = typer.Option(f"--{field.name.replace('_', '-')}", metavar=metavar, help=field.metadata["help"])
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     kind = inspect.Parameter.KEYWORD_ONLY

@@ -36,7 +36,7 @@ def details(sat: Sat) -> Iterator[dict[str, Any]]:
         yield {
             "question": item.question,
             "gold": list(item.answers),
-            "passage": sat.exam.passages[item.passage],
+            "passage": None if item.passage is None else sat.exam.passages[item.passage],
             "systems": {system.name: _detail(sat, system.name, i) for system in sat.systems},
         }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from remanence.bank import Bank
+from remanence.data.unknown import abstains
 from remanence.errors import InputError
 from remanence.eval.metrics import best, exact_match, f1, normalise
 from remanence.eval.systems import PLAIN, TEXT, System, make_systems
@@ -116,14 +117,22 @@ def check_same_hits(
 
 
 def figures(sat: Sat) -> dict[str, dict[str, Any]]:
-    """Per system: exact_match, f1, n, seconds, and what was recalled, as means over the questions."""
+    """Per system: exact_match, f1, n, seconds, and what was recalled, as means over the questions with an answer.
+
+    Where some have none: `answered`, the share of those with one that got an answer, right or wrong, and `abstained`,
+    the share of the others that got none.
+    """
     return {system.name: _figures(sat, system) for system in sat.systems}
 
 
 def _figures(sat: Sat, system: System) -> dict[str, Any]:
-    rows = [score(item, reply) for item, reply in zip(sat.exam.items, sat.replies[system.name], strict=True)]
+    told = list(zip(sat.exam.items, sat.replies[system.name], strict=True))
+    rows = [score(item, reply) for item, reply in told if item.passage is not None]
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     made = {"exact_match": mean["exact_match"], "f1": mean["f1"], "n": len(rows), "seconds": sat.seconds[system.name]}
+    if silent := [abstains(reply.text) for item, reply in told if item.passage is None]:
+        answered = [not abstains(reply.text) for item, reply in told if item.passage is not None]
+        made |= {"answered": sum(answered) / len(answered), "abstained": sum(silent) / len(silent)}
     if any(reply.recalled for reply in sat.replies[system.name]):
         found = "passage_in_context" if system.limit is None else f"recall_at_{system.limit}"
         made |= {found: mean["passage_recalled"], "answer_in_recalled": mean["answer_recalled"]}

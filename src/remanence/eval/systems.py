@@ -71,7 +71,7 @@ def make_systems(lm: LM, bank: Bank, names: Sequence[str], task: Task, exam: Exa
 
 def _method(lm: LM, name: str, task: Task, exam: Exam, max_tokens: int) -> Method:
     if name == FULL and task.own_context:
-        passages = {item.question: exam.passages[item.passage] for item in exam.items}
+        passages = {item.question: exam.passages[item.passage] for item in exam.items if item.passage is not None}
         return OwnContext(passages, OwnContextConfig(reserved_tokens=max_tokens))
     return methods.load(TEXT if name == PLAIN else name, lm)
 

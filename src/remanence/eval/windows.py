@@ -66,7 +66,7 @@ class TextReader:
     @torch.inference_mode()
     def _prefix(self, ids: Sequence[int]) -> LayerPrefix:
         ids_BT = torch.tensor([ids], device=self.lm.device)
-        seen = capture(self.lm.model, ids_BT, frozenset(range(self.lm.dims.num_layers)))
+        seen = capture(self.lm.model, ids_BT, frozenset(range(self.lm.dims.num_layers)), role=self.lm.reads_as)
         return LayerPrefix(tuple(KV(shown.key_BGSD, shown.value_BGSD) for _, shown in sorted(seen.items())), len(ids))
 
     def _size(self, chunk: str) -> int:

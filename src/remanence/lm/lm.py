@@ -45,6 +45,9 @@ class LM:
 
     `settings`: method name -> the fields of its config that the checkpoint was made for (`remanence.json` beside it).
 
+    `reads_as`, `writes_as`: the adapters (`lm/lora.py`) that text is read with and references are written with; None:
+    the base. One that only reads leaves the fingerprint as it is: what a base has written, its adapters read.
+
     Its weights must not change under it: the fingerprint is computed once. After training, make a new one.
     """
 
@@ -59,6 +62,8 @@ class LM:
         self.settings = _settings(folder) if folder else {}
         self.latent: dict[str, Tensor] | None = None
         self.folder = folder
+        self.reads_as: str | None = None
+        self.writes_as: str | None = None
         self._constants: dict[tuple[int, ...], tuple[int, dict[int, KV]]] = {}
 
     @property
@@ -160,7 +165,8 @@ class LM:
 
     def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:
         ids_BT = torch.tensor([ids], device=self.device)
-        seen = family.capture(self.model, ids_BT, frozenset(range(self.dims.num_layers)))
+        layers = frozenset(range(self.dims.num_layers))
+        seen = family.capture(self.model, ids_BT, layers, role=self.reads_as)
         return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
 
     def check_length(self, num_positions: int) -> None:
@@ -185,12 +191,13 @@ class LM:
 
         `positions_BT` None: `memory.offset_tokens` (or 0) + 0, 1, 2 ... after what the cache holds.
         `mask_BS` (1 = text, 0 = padding) covers the cached and the new tokens; memory is always seen.
-        `role`: the adapter that runs, for models that have roles (`lm/lora.py`); None: none.
+        `role`: the adapter that runs, for models that have roles (`lm/lora.py`); None: `reads_as`.
         """
         if positions_BT is None:
             start = (0 if memory is None else memory.offset_tokens) + (0 if cache is None else cache.get_seq_length())
             positions_BT = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device)[None]
         extra: dict[str, Any] = {} if memory is None else {"memory": memory}
+        role = role or self.reads_as
         extra |= {} if role is None else {"role": role}
         return self.model(
             ids_BT,
@@ -265,13 +272,27 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
 
 
 def _adapted(lm: LM, folder: Path, name: str) -> LM:
-    """`lm` with the two adapters and the latent memory of `folder`; without a role it is the base, bit for bit."""
-    lora.add_roles(lm.model, lora.read_config(folder / "write"))
-    for role in lora.ROLES:
+    """`lm` with the adapters of `folder`: the two of M+ and its latent memory, or those that text is read with.
+
+    Without a role it is the base, bit for bit.
+    """
+    given = _settings(folder)["adapter"].get("roles")
+    roles = tuple(given) if given else lora.ROLES
+    if odd := [role for role in roles if role not in lora.ROLES]:
+        raise InputError(f"{str(folder / SETTINGS)!r} names a role {odd[0]!r}", f"known are {', '.join(lora.ROLES)}")
+    if "write" in roles:
+        lm.__dict__.pop("fingerprint", None)  # the base's, where it was asked for already
+    else:
+        _ = lm.fingerprint  # now, while the model is the base alone
+    lora.add_roles(lm.model, lora.read_config(folder / roles[0]), roles)
+    for role in roles:
         lora.load_adapter(lm.model, role, folder / role)
     lm.model.eval()
-    lm.__dict__.pop("fingerprint", None)  # the base's, where it was asked for already
-    lm.name, lm.settings, lm.latent, lm.folder = name, _settings(folder), _tensors(folder / LATENT), folder
+    lm.name, lm.settings, lm.folder = name, _settings(folder), folder
+    if given:
+        lm.reads_as, lm.writes_as = ("read" if "read" in roles else None), ("write" if "write" in roles else None)
+    else:
+        lm.latent = _tensors(folder / LATENT)
     return lm
 
 

@@ -8,7 +8,7 @@ each layer's attention hands it to the layer's own linear maps, also when it run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,14 @@ class RoleLinear(nn.Module):
     `role` is set by the layer's attention for each pass (see `add_roles`); nothing else may set it.
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: nn.Linear, config: LoraConfig, roles: Sequence[str] = ROLES) -> None:
         super().__init__()
         self.base = base
         self.config = config
         self.role: str | None = None
         options: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.a = nn.ParameterDict({r: torch.empty(config.rank, base.in_features, **options) for r in ROLES})
-        self.b = nn.ParameterDict({r: torch.zeros(base.out_features, config.rank, **options) for r in ROLES})
+        self.a = nn.ParameterDict({r: torch.empty(config.rank, base.in_features, **options) for r in roles})
+        self.b = nn.ParameterDict({r: torch.zeros(base.out_features, config.rank, **options) for r in roles})
         for down in self.a.values():
             nn.init.kaiming_uniform_(down, a=5**0.5)  # PEFT's
 
@@ -73,16 +73,16 @@ class RoleLinear(nn.Module):
         return self.base(x) + functional.linear(functional.linear(thin, self.a[role]), self.b[role]) * self.config.scale
 
 
-def add_roles(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Puts both adapters (B = 0, so nothing changes yet) around the linear maps that `config.targets` names.
+def add_roles(model: PreTrainedModel, config: LoraConfig, roles: Sequence[str] = ROLES) -> None:
+    """Puts an adapter per role (B = 0, so nothing changes yet) around the linear maps that `config.targets` names.
 
     Raises InputError where a model has none of them, and for a model that has roles already.
     """
     if any(isinstance(module, RoleLinear) for module in model.modules()):
-        raise InputError("this model has write and read adapters already", "load the base model again")
+        raise InputError("this model has adapters already", "load the base model again")
     for attention in attention_modules(model).values():
         layer = layer_of(model, attention)
-        linears = _wrap(layer, config)
+        linears = _wrap(layer, config, roles)
         if not linears:
             raise InputError(
                 f"a layer of {model.config.model_type!r} has none of {', '.join(config.targets)}",
@@ -96,12 +96,12 @@ def add_roles(model: PreTrainedModel, config: LoraConfig) -> None:
         attention.register_forward_pre_hook(hand_over, with_kwargs=True, prepend=True)
 
 
-def _wrap(layer: nn.Module, config: LoraConfig) -> list[RoleLinear]:
+def _wrap(layer: nn.Module, config: LoraConfig, roles: Sequence[str]) -> list[RoleLinear]:
     linears = []
     for module in list(layer.modules()):
         for name, child in list(module.named_children()):
             if name in config.targets and isinstance(child, nn.Linear):
-                linears.append(RoleLinear(child, config).train(child.training))
+                linears.append(RoleLinear(child, config, roles).train(child.training))
                 setattr(module, name, linears[-1])
     return linears
 
@@ -110,7 +110,7 @@ def adapter(model: nn.Module, role: str) -> dict[str, nn.Parameter]:
     """The parameters of one role by PEFT's names, `base_model.model.<module>.lora_A.weight`."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, RoleLinear):
+        if isinstance(module, RoleLinear) and role in module.a:
             found[f"base_model.model.{name}.lora_A.weight"] = module.a[role]
             found[f"base_model.model.{name}.lora_B.weight"] = module.b[role]
     return found

@@ -129,7 +129,7 @@ class Memory3(Method):
         real_BT = torch.arange(longest, device=lm.device) < num_tokens_B[:, None]
         layers, weighed = self.config.memory_layers, gradient or self.config.kept_tokens is not None
         ids_BT = torch.tensor(pad, device=lm.device)
-        found = capture(lm.model, ids_BT, frozenset(layers), plain=weighed, gradient=gradient)
+        found = capture(lm.model, ids_BT, frozenset(layers), plain=weighed, gradient=gradient, role=lm.writes_as)
         seen = [found[layer] for layer in layers]
         weights = [self._weigh(shown, len(lead), real_BT) for shown in seen] if weighed else []
         every = real_BT[:, None].expand(-1, seen[0].key_BGSD.shape[1], -1).float()
@@ -219,7 +219,7 @@ class Memory3(Method):
         ids_BT = torch.tensor([row[:-1]], device=lm.device)
         positions_BT = prefix.offset_tokens + torch.arange(len(row) - 1, device=lm.device)[None]
         layers = frozenset(self.config.memory_layers)
-        seen = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix)
+        seen = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix, role=lm.reads_as)
         mass_M = torch.stack([attention_mass(shown, first) for shown in seen.values()]).mean(0)
         shares: dict[str, float] = dict.fromkeys(owners, 0.0)
         column = len(self.prefix_ids(lm))

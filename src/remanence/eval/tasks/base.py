@@ -12,11 +12,14 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Item:
-    """A question, every answer that is right, and the index of the passage that holds it."""
+    """A question, every answer that is right, and the index of the passage that holds it.
+
+    `passage` None: none of the bank does, and the only right answer is that there is none.
+    """
 
     question: str
     answers: tuple[str, ...]
-    passage: int
+    passage: int | None
 
 
 @dataclass(frozen=True)
@@ -47,5 +50,7 @@ def shuffled(passages: Sequence[str], items: Sequence[Item], seed: int) -> tuple
     order = list(range(len(passages)))
     Random(f"order {seed}").shuffle(order)
     place = {old: new for new, old in enumerate(order)}
-    moved = tuple(dataclasses.replace(item, passage=place[item.passage]) for item in items)
+    moved = tuple(
+        item if item.passage is None else dataclasses.replace(item, passage=place[item.passage]) for item in items
+    )
     return tuple(passages[old] for old in order), moved

@@ -26,16 +26,22 @@ class Facts(Task):
     facts: Path | None = field(default=None, metadata={"help": f"JSONL of {', '.join(FIELDS)}; else the generator's."})
     distractors: Path | None = field(default=None, metadata={"help": "Plain text, paragraphs; else the generator's."})
     bank_size: int = field(default=1000, metadata={"help": "Passages in the bank, the facts' own included."})
+    unanswerable: bool = field(default=False, metadata={"help": "Leave every second fact's passage out of the bank."})
 
     def exam(self, n: int, seed: int) -> Exam:
         records = read_facts(self.facts)[:n] if self.facts else heldout_facts(n, seed)
-        own = list(dict.fromkeys(record["passage"] for record in records))
+        told = list(dict.fromkeys(record["passage"] for record in records))
+        own = told[::2] if self.unanswerable else told
         place = {text: index for index, text in enumerate(own)}
-        items = [Item(record["question"], (record["answer"],), place[record["passage"]]) for record in records]
+        items = [Item(record["question"], (record["answer"],), place.get(record["passage"])) for record in records]
+        absent = sum(item.passage is None for item in items)
+        if self.unanswerable and absent in (0, len(items)):
+            raise InputError(f"{len(items)} questions on {len(told)} passages", "ask at least two, of two passages")
         wanted = max(0, self.bank_size - len(own))
-        others = [text for text in self._others(wanted + len(own), seed) if text not in place][:wanted]
+        others = [text for text in self._others(wanted + len(told), seed) if text not in told][:wanted]
         passages, asked = shuffled([*own, *others], items, seed)
-        return Exam(passages, asked, {"passages": len(passages), "distractors": len(others)})
+        notes = {"passages": len(passages), "distractors": len(others)}
+        return Exam(passages, asked, notes | ({"in_no_passage": absent} if absent else {}))
 
     def _others(self, count: int, seed: int) -> list[str]:
         return read_paragraphs(self.distractors) if self.distractors else distractor_passages(count, seed)

@@ -1,0 +1,72 @@
+"""The recipe of SFT and DPO with memory: nano-chat answers out of what it recalls, and says when it does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from remanence.errors import InputError
+from remanence.lm.lora import TARGETS, LoraConfig
+from remanence.train.guard import GuardConfig, check_counts
+
+ChatStage = Literal["sft", "dpo"]
+CHAT_STAGES: tuple[ChatStage, ...] = ("sft", "dpo")
+
+
+@dataclass(frozen=True)
+class ChatPhase:
+    """One stage. Each step draws `groups` of passages and asks up to `questions` of each, one question a row.
+
+    `absent`: the chance that what a question asks for is in no reference of its row: its passage is left out, or (one
+    of three) just the sentence that says it. `empty`: the chance of no reference at all. `text_every`: in every
+    so many-th step references stand in the prompt as text (0: never). `lr` falls as a cosine after the first tenth.
+    """
+
+    num_steps: int
+    lr: float
+    groups: int = 10
+    passages: tuple[int, int] = (1, 4)
+    questions: int = 5
+    absent: float = 0.35
+    empty: float = 0.05
+    squad: float = 0.1
+    text_every: int = 6
+
+
+@dataclass(frozen=True)
+class ChatRecipe:
+    """`base` is trained further, whole (`lora` None) or by an adapter that text is read with.
+
+    References are written by the base as it was, with no gradient, so that its banks stay valid for what comes out of
+    an adapter. `kept_tokens`: of memories, step by step in turn. `beta`: of DPO (Rafailov et al., 2023); `nll_weight`
+    of the chosen answers' own loss beside it.
+    """
+
+    seed: int = 0
+    base: str = "nano"
+    lora: LoraConfig | None = field(
+        default_factory=lambda: LoraConfig(rank=64, alpha=128, dropout=0.0, targets=(*TARGETS, "o_proj"))
+    )
+    sft: ChatPhase = field(default_factory=lambda: ChatPhase(1600, lr=8e-4))
+    dpo: ChatPhase = field(default_factory=lambda: ChatPhase(300, lr=1e-4, groups=6))
+    beta: float = 0.1
+    nll_weight: float = 0.2
+    kept_tokens: tuple[int | None, ...] = (None, 8)
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    eval_every: int = 200
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "eval_every")
+        if self.beta <= 0:
+            raise InputError(f"beta is {self.beta}", "give one above 0; the paper's is 0.01")
+
+    def phase_of(self, stage: ChatStage) -> ChatPhase:
+        return self.sft if stage == "sft" else self.dpo
+
+
+def nano_chat() -> ChatRecipe:
+    """The bundled adapter of nano that says when it does not know."""
+    return ChatRecipe()
