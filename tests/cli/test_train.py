@@ -6,17 +6,31 @@ from typing import Any
 
 import pytest
 
+from remanence.cli import training
 from remanence.errors import InputError
 from remanence.train import start
-from remanence.train.recipes import LATENT_RECIPES, RECIPES
+from remanence.train.recipes import RECIPES, recipe_of
 from remanence.train.recipes.override import leaves, override
 
 
 def test_bad_input_is_one_line_and_code_2(call):
-    for wrong in (["nonsense"], ["--stage", "nonsense"]):
+    for wrong, told in (
+        (["nonsense"], "no recipe is called 'nonsense'"),
+        (["--stage", "nonsense"], "no stage of nano is called 'nonsense'"),
+        (["--at", "70b"], "nano is not made at size '70b' -> use --at nano"),
+        (["nano-mplus", "--dry-run"], "which --dry-run does not know"),
+    ):
         outcome = call("train", *wrong)
-        assert outcome.code == 2
-        assert "is called 'nonsense'" in outcome.err
+        assert (outcome.code, told in outcome.err) == (2, True)
+
+
+def test_every_recipe_is_made_at_its_sizes_and_has_a_kind():
+    for name, sizes in RECIPES.items():
+        for size, make in sizes.items():
+            recipe = recipe_of(name, size)
+            assert recipe == make()
+            assert type(recipe) in training.kinds()
+            assert override(recipe, []) == recipe
 
 
 @pytest.mark.parametrize("stage", ["export", "retrievers"])
@@ -63,12 +77,12 @@ def test_the_log_is_shown_and_as_json_the_final_figures_alone(call, tmp_path, mo
 
 
 def test_a_recipe_with_other_fields_differs_in_these_alone():
-    recipe = RECIPES["nano"]()
+    recipe = recipe_of("nano")
     changed = override(recipe, ["shape.width=128", "warmup.1.squad=0", 'stages=["warmup"]', "continual.0.slots=null"])
     assert (changed.shape.width, changed.warmup[1].squad, changed.stages) == (128, 0.0, ("warmup",))
     assert changed.continual[0].slots is None
     assert changed.warmup[0] == recipe.warmup[0]
-    latent = override(LATENT_RECIPES["nano-mplus"](), ["method.write_rows=32", "base=tiny"])
+    latent = override(recipe_of("nano-mplus"), ["method.write_rows=32", "base=tiny"])
     assert (latent.method["write_rows"], latent.base) == (32, "tiny")
     assert leaves(asdict(changed))["shape.width"] == 128
     assert override(recipe, [f"{path}={json.dumps(value)}" for path, value in leaves(asdict(recipe)).items()]) == recipe

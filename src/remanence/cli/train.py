@@ -1,24 +1,19 @@
-"""`remanence train RECIPE`: trains a bundled model, in two stages, resumable."""
+"""`remanence train RECIPE`: trains a model by a recipe, resumable; lists recipes; says what one would take."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from remanence.cli import options as o
 from remanence.cli.terminal import print_json, say
 
-if TYPE_CHECKING:
-    from remanence.train.recipes.nano_mplus import LatentRecipe
-
-RETRIEVERS = "retrievers"
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field; may be repeated.")
 ]
@@ -34,10 +29,14 @@ DamagedOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take; train nothing.")]
 ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their fields; train nothing.")]
+AtOption = Annotated[
+    str | None, typer.Option("--at", metavar="SIZE", help="Of the recipe's sizes one; without it the smallest.")
+]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus.")] = "nano",
+    recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus; see --list.")] = "nano",
+    at: AtOption = None,
     stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="Of the recipe's stages one, or all.")] = "all",
     data: DataOption = None,
     out: OutOption = Path("runs/nano"),
@@ -56,122 +55,52 @@ def train(
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads.")] = 2,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Train a bundled model: first with passages as text, then with memory; then its search head.
+    """Train a model by a recipe: `nano` first with passages as text, then with memory, then its search head.
 
     The log is shown as it grows, one JSON object a line; with --json on standard error. Many processes train one
     model: `torchrun --nproc-per-node N -m remanence train nano`.
     """
     import torch
 
+    from remanence.cli.training import Wanted, kinds, show_estimate
     from remanence.errors import InputError
-    from remanence.train import checkpoint, parallel
-    from remanence.train.recipes import LATENT_RECIPES, RECIPES
+    from remanence.train import parallel
+    from remanence.train.recipes import recipe_of
     from remanence.train.recipes.override import override
-    from remanence.train.start import run_stage, start_run
 
-    recipes: dict[str, Any] = {**RECIPES, **LATENT_RECIPES}
     if listed:
-        _list(recipes, as_json)
+        _list(at, as_json)
         return
-    _check(recipe, stage, recipes)
+    chosen = override(recipe_of(recipe, at), settings)
+    kind = kinds()[type(chosen)]
+    if stage not in (*kind.stages, "all"):
+        raise InputError(f"no stage of {recipe} is called {stage!r}", f"use one of {', '.join(kind.stages)}, or all")
+    wanted = Wanted(recipe, stage, data, out, steps, start, resume, damaged == "skip", compiled)
     if dry_run:
-        _estimate(recipe, settings, stage, steps, as_json)
+        show_estimate(chosen, wanted, as_json)
         return
     torch.set_num_threads(threads)
-    chosen, skip = override(recipes[recipe](), settings), damaged == "skip"
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        if recipe in LATENT_RECIPES:
-            if stage not in ("all", "export", RETRIEVERS) or start or compiled:
-                raise InputError(f"{recipe} has no --stage {stage}, --start or --compile", "leave them out")
-            _train_latent(chosen, out / recipe, data, steps, resume, stage, skip)
-        else:
-            stages = chosen.stages if stage == "all" else (stage,)
-            for one in stages:
-                if one == "export" and parallel.size() > 1:
-                    continue  # one process does it: `--stage export` without torchrun
-                begins = start if one == stages[0] else None
-                run = start_run(chosen, data, out, begins, compiled=compiled, skip_damaged=skip)
-                run_stage(run, one, steps, resume and checkpoint.exists(out / one))
+        kind.train(chosen, wanted)
     if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
     parallel.leave()
 
 
-def _check(recipe: str, stage: str, recipes: Mapping[str, Any]) -> None:
-    from remanence.errors import InputError, suggest
-    from remanence.train.recipes import LATENT_RECIPES
-    from remanence.train.recipes.nano import STAGES
-
-    if recipe not in recipes:
-        raise InputError(f"no recipe is called {recipe!r}", suggest(recipe, list(recipes)))
-    if stage not in (*STAGES, "export", "all") and not (recipe in LATENT_RECIPES and stage == RETRIEVERS):
-        raise InputError(f"no stage is called {stage!r}", f"use one of {', '.join(STAGES)}, export or all")
-
-
-def _estimate(recipe: str, settings: list[str], stage: str, steps: int | None, as_json: bool) -> None:
-    from remanence.errors import InputError
-    from remanence.train.estimate import USE, estimate
+def _list(at: str | None, as_json: bool) -> None:
+    """Each recipe at size `at` where it is made at that, else at its smallest."""
     from remanence.train.recipes import RECIPES
-    from remanence.train.recipes.override import override
-
-    if recipe not in RECIPES:
-        raise InputError(f"{recipe} trains an adapter, which --dry-run does not know", f"use {', '.join(RECIPES)}")
-    if steps:
-        raise InputError("--dry-run counts whole stages", "leave --steps out, or set num_steps of its phases")
-    chosen = override(RECIPES[recipe](), settings)
-    found = estimate(chosen if stage == "all" else replace(chosen, stages=(stage,)))
-    if as_json:
-        print_json({"recipe": recipe, **found})
-        return
-    say((f"{recipe}: ", "bold"), f"{found['parameters']:,} parameters, {found['bytes_per_device']['1'] / 1e9:,.2f} GB")
-    for name, told in found["stages"].items():
-        say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>15,} tokens {told['flops']:>9.2e} FLOPs")
-    hours = ", ".join(f"{hours:,.2g} on one {name}" for name, hours in found["hours_on_one"].items())
-    say(f"hours at {USE:.0%} of the peak: {hours}")
-    eighth = found["bytes_per_device"]["8"] / 1e9
-    say((f"GB of weights, gradients, masters and optimizer; {eighth:,.2f} on each of 8; no activations", "dim"))
-
-
-def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:
     from remanence.train.recipes.override import leaves
 
+    chosen = {name: sizes.get(at or "") or next(iter(sizes.values())) for name, sizes in RECIPES.items()}
     if as_json:
-        print_json({name: asdict(make()) for name, make in recipes.items()})
+        print_json({name: {"sizes": list(RECIPES[name]), **asdict(make())} for name, make in chosen.items()})
         return
-    for name, make in recipes.items():
+    for name, make in chosen.items():
         say((name, "bold"), f"  {(make.__doc__ or '').splitlines()[0]}")
+        say((f"  sizes: {', '.join(RECIPES[name])}", "dim"))
         for path, value in leaves(asdict(make())).items():
             say((f"  {path:<28}", "dim"), f" {json.dumps(value)}")
-
-
-def _train_latent(
-    recipe: LatentRecipe, adapter: Path, data: Path | None, steps: int | None, resume: bool, stage: str, skip: bool
-) -> None:
-    """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
-
-    Stage "retrievers": other projectors for the adapter that is trained already, beside it.
-    """
-    from remanence.errors import InputError
-    from remanence.train import checkpoint, latent_export, latent_start, loop, retriever
-    from remanence.train.latent import latent
-
-    out = adapter.parent
-    if stage != "all" and not checkpoint.exists(out / "latent"):
-        raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
-    run = latent_start.start_latent_run(recipe, recipe.base, data, out, skip_damaged=skip)
-    task = latent(run, recipe.num_steps)
-    if (resume or stage != "all") and checkpoint.exists(out / "latent"):
-        loop.resume(run, task)
-    if stage == RETRIEVERS:
-        adapter.mkdir(exist_ok=True)
-        for loss in retriever.LOSSES:
-            file = adapter / f"retriever-{loss}.safetensors"
-            retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
-        return
-    if stage == "all":
-        loop.train(run, task, min(recipe.num_steps, steps or recipe.num_steps))
-    num_bytes = latent_export.export_latent(run, adapter, recipe.base)
-    run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 
 
 def _figures(log: Path) -> dict[str, dict[str, Any]]:

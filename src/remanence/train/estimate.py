@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from remanence.errors import InputError
 from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_flops, write_flops
 from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
 from remanence.train.shapes import Shape
@@ -13,11 +14,16 @@ USE = 0.4
 PROCESSES = (1, 8)
 
 
-def estimate(recipe: Recipe) -> dict[str, Any]:
+def estimate(recipe: Any) -> dict[str, Any]:
     """Of every stage its steps, tokens and FLOPs; hours on one GPU; the model's bytes on each device of so many.
 
-    Activations are not counted: they depend on kernels and checkpointing.
+    Activations are not counted: they depend on kernels and checkpointing. InputError for a recipe that trains no whole
+    model.
     """
+    if not isinstance(recipe, Recipe):
+        raise InputError(
+            f"{type(recipe).__name__} is a recipe of an adapter, which --dry-run does not know", "use nano"
+        )
     stages = {name: _stage(recipe, STAGES[name]) for name in recipe.stages if name != "export"}
     flops = sum(found["flops"] for found in stages.values())
     return {

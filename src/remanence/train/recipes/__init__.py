@@ -1,12 +1,28 @@
-"""Recipes by name: every number that a training run needs, frozen."""
+"""Recipes by name and size: every number that a training run needs, frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from remanence.train.recipes.nano import Recipe, nano
-from remanence.train.recipes.nano_mplus import LatentRecipe, nano_mplus
+from remanence.errors import InputError, suggest
+from remanence.train.recipes.nano import nano
+from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"nano": nano, "nano-text": nano_text}
-LATENT_RECIPES: dict[str, Callable[[], LatentRecipe]] = {"nano-mplus": nano_mplus}
+RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
+    "nano": {"nano": nano},
+    "nano-text": {"nano": nano_text},
+    "nano-mplus": {"nano": nano_mplus},
+}
+"""name -> size -> what makes it; the first size is meant where none is named."""
+
+
+def recipe_of(name: str, size: str | None = None) -> Any:
+    """The frozen dataclass of a recipe at a size. InputError, with the nearest name, where there is none."""
+    if name not in RECIPES:
+        raise InputError(f"no recipe is called {name!r}", suggest(name, list(RECIPES)))
+    sizes = RECIPES[name]
+    if size is not None and size not in sizes:
+        raise InputError(f"{name} is not made at size {size!r}", f"use --at {' or '.join(sizes)}")
+    return sizes[size or next(iter(sizes))]()

@@ -1,0 +1,121 @@
+"""What `remanence train` does for each kind of recipe: its stages, how it is trained, what a dry run says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remanence.cli.terminal import print_json, say
+
+if TYPE_CHECKING:
+    from remanence.train.recipes.nano import Recipe
+    from remanence.train.recipes.nano_mplus import LatentRecipe
+
+RETRIEVERS = "retrievers"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says beside the recipe; `name` is the recipe's."""
+
+    name: str
+    stage: str
+    data: Path | None
+    out: Path
+    steps: int | None
+    start: Path | None
+    resume: bool
+    skip_damaged: bool
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`stages` that --stage may name beside "all"; `train` does them."""
+
+    stages: tuple[str, ...]
+    train: Callable[[Any, Wanted], None]
+
+
+def kinds() -> Mapping[type, Kind]:
+    """By the class of the recipe."""
+    from remanence.train.recipes.nano import STAGES, Recipe
+    from remanence.train.recipes.nano_mplus import LatentRecipe
+
+    return {
+        Recipe: Kind((*STAGES, "export"), train_stages),
+        LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
+    }
+
+
+def train_stages(recipe: Recipe, wanted: Wanted) -> None:
+    """Whole models, stage by stage."""
+    from remanence.train import checkpoint, parallel
+    from remanence.train.start import run_stage, start_run
+
+    stages: Any = recipe.stages if wanted.stage == "all" else (wanted.stage,)
+    for one in stages:
+        if one == "export" and parallel.size() > 1:
+            continue  # one process does it: `--stage export` without torchrun
+        begins = wanted.start if one == stages[0] else None
+        run = start_run(
+            recipe, wanted.data, wanted.out, begins, compiled=wanted.compiled, skip_damaged=wanted.skip_damaged
+        )
+        run_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
+
+
+def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
+    """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
+
+    Stage "retrievers": other projectors for the adapter that is trained already, beside it.
+    """
+    from remanence.errors import InputError
+    from remanence.train import checkpoint, latent_export, latent_start, loop, retriever
+    from remanence.train.latent import latent
+
+    if wanted.start or wanted.compiled:
+        raise InputError(f"{wanted.name} has no --start or --compile", "leave them out")
+    out, adapter, steps = wanted.out, wanted.out / wanted.name, wanted.steps
+    if wanted.stage != "all" and not checkpoint.exists(out / "latent"):
+        raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
+    run = latent_start.start_latent_run(recipe, recipe.base, wanted.data, out, skip_damaged=wanted.skip_damaged)
+    task = latent(run, recipe.num_steps)
+    if (wanted.resume or wanted.stage != "all") and checkpoint.exists(out / "latent"):
+        loop.resume(run, task)
+    if wanted.stage == RETRIEVERS:
+        adapter.mkdir(exist_ok=True)
+        for loss in retriever.LOSSES:
+            file = adapter / f"retriever-{loss}.safetensors"
+            retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
+        return
+    if wanted.stage == "all":
+        loop.train(run, task, min(recipe.num_steps, steps or recipe.num_steps))
+    num_bytes = latent_export.export_latent(run, adapter, recipe.base)
+    run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
+
+
+def show_estimate(recipe: Any, wanted: Wanted, as_json: bool) -> None:
+    """What `estimate` says, for people or as JSON."""
+    from remanence.errors import InputError
+    from remanence.train.estimate import USE, estimate
+    from remanence.train.recipes.nano import Recipe
+
+    if wanted.steps:
+        raise InputError("--dry-run counts whole stages", "leave --steps out, or set num_steps of its phases")
+    if wanted.stage != "all" and isinstance(recipe, Recipe):
+        stages: Any = (wanted.stage,)
+        recipe = replace(recipe, stages=stages)
+    found = estimate(recipe)
+    if as_json:
+        print_json({"recipe": wanted.name, **found})
+        return
+    billion = found["bytes_per_device"]
+    say((f"{wanted.name}: ", "bold"), f"{found['parameters']:,} parameters, {billion['1'] / 1e9:,.2f} GB")
+    for name, told in found["stages"].items():
+        say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>19,} tokens {told['flops']:>9.2e} FLOPs")
+    hours = ", ".join(f"{hours:,.2g} on one {name}" for name, hours in found["hours_on_one"].items())
+    say(f"hours at {USE:.0%} of the peak: {hours}")
+    eighth = billion["8"] / 1e9
+    say((f"GB of weights, gradients, masters and optimizer; {eighth:,.2f} on each of 8; no activations", "dim"))
