@@ -153,6 +153,7 @@ def _train_latent(
     """
     from remanence.errors import InputError
     from remanence.train import checkpoint, latent_export, latent_start, loop, retriever
+    from remanence.train.folder import stage_begins, stage_ends
     from remanence.train.latent import latent
 
     out = adapter.parent
@@ -169,7 +170,9 @@ def _train_latent(
             retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
         return
     if stage == "all":
+        stage_begins(run, task.stage, recipe, again=run.step > 0)
         loop.train(run, task, min(recipe.num_steps, steps or recipe.num_steps))
+        stage_ends(run, task.stage)
     num_bytes = latent_export.export_latent(run, adapter, recipe.base)
     run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 
