@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from remanence.cli.terminal import print_json, say
 
 if TYPE_CHECKING:
+    from remanence.train.recipes.chat import ChatRecipe
     from remanence.train.recipes.nano import Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
 
@@ -41,10 +42,12 @@ class Kind:
 
 def kinds() -> Mapping[type, Kind]:
     """By the class of the recipe."""
+    from remanence.train.recipes.chat import CHAT_STAGES, ChatRecipe
     from remanence.train.recipes.nano import STAGES, Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
 
     return {
+        ChatRecipe: Kind((*CHAT_STAGES, "export"), train_chat),
         Recipe: Kind((*STAGES, "export"), train_stages),
         LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
     }
@@ -66,6 +69,23 @@ def train_stages(recipe: Recipe, wanted: Wanted) -> None:
         run_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
 
 
+def train_chat(recipe: ChatRecipe, wanted: Wanted) -> None:
+    """SFT, DPO, and the folder that `--model` loads, named after the recipe."""
+    from remanence.errors import InputError
+    from remanence.train import chat_start, checkpoint
+
+    if wanted.compiled:
+        raise InputError(f"{wanted.name} has no --compile", "leave it out")
+    if wanted.start:
+        recipe = replace(recipe, base=str(wanted.start))
+    for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
+        run = chat_start.start_chat_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
+        if one == "export":
+            chat_start.export_chat(run, wanted.out / wanted.name.replace("/", "-"))
+        else:
+            chat_start.run_chat_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
+
+
 def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
 
@@ -73,6 +93,7 @@ def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     """
     from remanence.errors import InputError
     from remanence.train import checkpoint, latent_export, latent_start, loop, retriever
+    from remanence.train.folder import stage_begins, stage_ends
     from remanence.train.latent import latent
 
     if wanted.start or wanted.compiled:
@@ -91,7 +112,9 @@ def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
             retriever.train_retriever(run, loss, retriever.STEPS if steps is None else steps, file)
         return
     if wanted.stage == "all":
+        stage_begins(run, task.stage, recipe, again=run.step > 0)
         loop.train(run, task, min(recipe.num_steps, steps or recipe.num_steps))
+        stage_ends(run, task.stage)
     num_bytes = latent_export.export_latent(run, adapter, recipe.base)
     run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 

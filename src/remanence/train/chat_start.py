@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from remanence.methods.memory3 import paper
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.chat import ChatRun, dpo, sft
 from remanence.train.corpora import load_or_skip
+from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.loop import Task
 from remanence.train.model import use_fast_attention
 from remanence.train.optimizer import Group, Optimizer
@@ -47,6 +49,7 @@ def start_chat_run(recipe: ChatRecipe, data: Path | None, folder: Path, *, skip_
         folder,
         Optimizer(trained, groups, recipe.clip_norm),
         recipe.guard,
+        data=data,
         recipe=recipe,
         lm=lm,
         writer=writer,
@@ -57,8 +60,6 @@ def start_chat_run(recipe: ChatRecipe, data: Path | None, folder: Path, *, skip_
 
 
 def _config(lm: LM, settings: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
     return replace(paper(lm), **settings)
 
 
@@ -95,11 +96,20 @@ def run_chat_stage(run: ChatRun, stage: ChatStage, steps: int | None, again: boo
     task = TASKS[stage](run, num_steps)
     if again:
         loop.resume(run, task)
+    stage_begins(run, stage, run.recipe, again=again)
     loop.train(run, task, num_steps)
+    stage_ends(run, stage)
 
 
 def export_chat(run: ChatRun, folder: Path) -> None:
-    """A folder that `load` reads: the adapter by PEFT's names, or the whole model in Hugging Face's format."""
+    """A folder that `load` reads: the adapter by PEFT's names, or the whole model in Hugging Face's format.
+
+    With the weights of the last stage that was trained.
+    """
+    last = next((stage for stage in ("dpo", "sft") if checkpoint.exists(run.folder / stage)), None)
+    if last is None:
+        raise InputError(f"{str(run.folder)!r} holds no checkpoint", "train first, or name the folder with --out")
+    loop.load_weights(run, last)
     settings: dict[str, Any] = {name: value for name, value in run.lm.settings.items() if name != "adapter"}
     folder.mkdir(parents=True, exist_ok=True)
     if run.recipe.lora is None:

@@ -66,17 +66,30 @@ def load_corpora(folder: Path | None, damaged: list[str] | None = None, num_book
         return Corpora()
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}", "give --data a folder of corpora, or leave it out")
-    squad = folder / "squad_passages" / "train.json.gz"
-    babi = sorted(folder.glob("babi/*.tar.gz"))
-    books = sorted(folder.glob("classic_books/train-*.jsonl.gz"))[:num_books_files]
-    if not (squad.exists() or babi or books):
+    squad, babi, books, kept = _files(folder, num_books_files)
+    if not (squad or babi or books):
         hint = "it needs one of squad_passages/train.json.gz, babi/*.tar.gz, classic_books/train-*.jsonl.gz"
         raise InputError(f"folder {str(folder)!r} holds no corpus", hint)
     return Corpora(
-        read_squad(squad) if squad.exists() else [],
+        [context for path in squad for context in read_squad(path)],
         [story for path in babi for story in read_babi(path, tasks=(1, 5, 8, 10, 12))],
         _paragraphs(books, damaged),
-        _paragraphs(folder.glob("classic_books/valid.jsonl.gz"), damaged),
+        _paragraphs(kept, damaged),
+    )
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """What `load_corpora` reads."""
+    return [path for paths in _files(folder) for path in paths]
+
+
+def _files(folder: Path, num_books_files: int = 3) -> tuple[list[Path], list[Path], list[Path], list[Path]]:
+    """SQuAD, bAbI, books, and books that are kept for evaluation."""
+    return (
+        sorted(folder.glob("squad_passages/train.json.gz")),
+        sorted(folder.glob("babi/*.tar.gz")),
+        sorted(folder.glob("classic_books/train-*.jsonl.gz"))[:num_books_files],
+        sorted(folder.glob("classic_books/valid.jsonl.gz")),
     )
 
 

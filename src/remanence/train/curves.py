@@ -1,4 +1,4 @@
-"""Draws the curves of a run's log: both stages, the control, and what memory is worth on running text."""
+"""Draws the curves of a run's log: every stage, the control, and what memory is worth on running text."""
 
 from __future__ import annotations
 
@@ -28,6 +28,38 @@ def read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
         if "step" in record:
             stages.setdefault(record["stage"], {}).setdefault(record["step"], {}).update(record)
     return stages
+
+
+TITLES = ("training, nats per token", "evaluation, nats per token", "share of exact answers")
+STYLES = ("-", "--", ":", "-.")
+
+
+def _panel_of(name: str) -> int | None:
+    """Which of `TITLES` a figure of the log belongs to."""
+    if name in ("loss_answer", "loss_text") or name.endswith("_answer"):
+        return 0
+    if name.endswith("_exact"):
+        return 2
+    return 1 if (name.startswith("loss_") and name != "loss_hints") or name.endswith("_loss") else None
+
+
+def draw_all(log: Path, picture: Path) -> None:
+    """Writes a PNG: losses and exact answers of every stage in the log, a colour for each stage."""
+    figure, panels = axes_of(len(TITLES))
+    for number, (stage, records) in enumerate(read_log(log).items()):
+        names = dict.fromkeys(name for record in records.values() for name in record)
+        for place, axes in enumerate(panels):
+            for line, name in enumerate(name for name in names if _panel_of(name) == place):
+                points = [(step, told[name]) for step, told in sorted(records.items()) if name in told]
+                style = STYLES[line % len(STYLES)]
+                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", linewidth=1, label=f"{stage} {name}")
+    for axes, title in zip(panels, TITLES, strict=True):
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("step of the stage")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="xx-small")
+    figure.savefig(picture, dpi=110)
 
 
 def draw(log: Path, picture: Path) -> None:

@@ -44,6 +44,7 @@ def start_latent_run(
         folder,
         optimizer,
         recipe.guard,
+        data=data,
         recipe=recipe,
         lm=lm,
         method=method,

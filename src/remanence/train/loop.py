@@ -23,7 +23,8 @@ from remanence.train.recipes.override import leaves
 class Run:
     """Where a training run stands: its folder, what it trains, and how far it has come.
 
-    `within` calls what needs the model: of many processes, with the parameters gathered (`parallel.Sharded`).
+    `within` calls what needs the model: of many processes, with the parameters gathered (`parallel.Sharded`). `data`:
+    the folder that its texts are from.
 
     `skipped`: batches that were left out, so that step N reads batch N + `skipped`; `rate` multiplies every learning
     rate, and is lowered where the run had to go back. `settled`: calm steps since the last checkpoint.
@@ -33,6 +34,7 @@ class Run:
     optimizer: Optimizer
     guard: GuardConfig
     within: Callable[..., Any] = parallel.call
+    data: Path | None = None
     log_every: int = 25
     save_seconds: float = 180.0
     step: int = 0

@@ -17,6 +17,7 @@ from remanence.train import checkpoint, loop, parallel
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_or_skip
 from remanence.train.export import export
+from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.growth import grown
 from remanence.train.memory import continual, reading_model
 from remanence.train.model import build_model, compute_layers_again, to_bfloat16
@@ -66,6 +67,7 @@ def start_run(
         optimizer,
         recipe.guard,
         within,
+        data,
         recipe=recipe,
         model=model,
         encoder=encoder,
@@ -133,6 +135,7 @@ def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -
     `steps` None: as many as the recipe's phases have. "export" trains the search head and writes `folder/export`.
     """
     if stage == "export":
+        stage_begins(run, stage, run.recipe)
         finish(run)
         return
     after, phases = STAGES[stage].after, run.recipe.phases_of(STAGES[stage])
@@ -148,7 +151,9 @@ def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -
     task = warm_up(run) if stage == "warmup" else continual(run, num_steps, stage)
     if again:
         loop.resume(run, task)
+    stage_begins(run, stage, run.recipe, again=again)
     loop.train(run, task, num_steps)
+    stage_ends(run, stage)
 
 
 def finish(run: ModelRun, head: HeadRecipe | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remanence.errors import InputError, suggest
+from remanence.train.recipes.chat import nano_chat
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
@@ -13,6 +14,7 @@ from remanence.train.recipes.nano_text import nano_text
 RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano": {"nano": nano},
     "nano-text": {"nano": nano_text},
+    "nano-chat": {"nano": nano_chat},
     "nano-mplus": {"nano": nano_mplus},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""

@@ -11,6 +11,7 @@ from remanence.train.guard import GuardConfig, check_counts
 
 ChatStage = Literal["sft", "dpo"]
 CHAT_STAGES: tuple[ChatStage, ...] = ("sft", "dpo")
+Step = Literal["sft", "dpo", "export"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ChatRecipe:
     lora: LoraConfig | None = field(
         default_factory=lambda: LoraConfig(rank=64, alpha=128, dropout=0.0, targets=(*TARGETS, "o_proj"))
     )
-    sft: ChatPhase = field(default_factory=lambda: ChatPhase(1600, lr=8e-4))
+    sft: ChatPhase = field(default_factory=lambda: ChatPhase(2400, lr=8e-4, groups=16))
     dpo: ChatPhase = field(default_factory=lambda: ChatPhase(300, lr=1e-4, groups=6))
     beta: float = 0.1
     nll_weight: float = 0.2
@@ -55,6 +56,7 @@ class ChatRecipe:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     eval_every: int = 200
+    stages: tuple[Step, ...] = ("sft", "dpo", "export")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     guard: GuardConfig = field(default_factory=GuardConfig)
 
