@@ -16,12 +16,14 @@ import torch
 
 from remanence.lm.lora import LoraConfig
 from remanence.train import loop
+from remanence.train.chat_start import TASKS, start_chat_run
 from remanence.train.corpora import Corpora
 from remanence.train.latent import latent
 from remanence.train.latent_start import start_latent_run
 from remanence.train.loop import Run, Task
 from remanence.train.memory import continual
 from remanence.train.plain import warm_up
+from remanence.train.recipes.chat import CHAT_STAGES, ChatPhase, ChatRecipe, ChatStage
 from remanence.train.recipes.nano import Phase, Recipe, nano
 from remanence.train.recipes.nano_mplus import LatentRecipe, nano_mplus
 from remanence.train.recipes.nano_text import nano_text
@@ -89,6 +91,24 @@ def begin(folder: Path, recipe: Recipe, stage: str, num_steps: int = STEPS) -> t
     return run, replace(continual(run, num_steps, stage), ends=loop.nothing)
 
 
+def smaller_chat() -> ChatRecipe:
+    return ChatRecipe(
+        base="tiny",
+        lora=LoraConfig(rank=4, alpha=8, dropout=0.0),
+        sft=ChatPhase(STEPS, lr=3e-3, groups=2, questions=3, passages=(1, 2)),
+        dpo=ChatPhase(STEPS, lr=1e-3, groups=2, questions=2, passages=(1, 2)),
+        eval_every=1000,
+        dtype="float32",
+    )
+
+
+def begin_chat(folder: Path, recipe: ChatRecipe, stage: ChatStage, num_steps: int = STEPS) -> tuple[Run, Task]:
+    """A run at the first step of a stage; DPO's reference is the model as it begins."""
+    run = start_chat_run(recipe, None, folder)
+    run.log_every, run.save_seconds = 1000, 1e9
+    return run, replace(TASKS[stage](run, num_steps), ends=loop.nothing)
+
+
 def begin_latent(folder: Path, recipe: LatentRecipe, num_steps: int = STEPS) -> tuple[Run, Task]:
     run = start_latent_run(recipe, recipe.base, None, folder)
     run.log_every, run.save_seconds = 1000, 1e9
@@ -124,6 +144,8 @@ def _all_losses(folder: Path) -> dict[str, list[float]]:
         for stage in STAGES:
             found[f"{name}/{stage}"] = losses(*begin(folder / name, recipe, stage))
     found["nano-mplus"] = losses(*begin_latent(folder / "nano-mplus", smaller_latent(nano_mplus())))
+    for stage in CHAT_STAGES:
+        found[f"nano-chat/{stage}"] = losses(*begin_chat(folder / f"nano-chat-{stage}", smaller_chat(), stage))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -16,7 +16,8 @@ from remanence.data.unknown import UNKNOWN
 from remanence.lm.lm import LM
 from remanence.methods.layout import Group
 from remanence.methods.memory3 import Memory3, Memory3Config
-from remanence.train.chat_rows import ChatBatch, answers_of, draw_texts, pack_chat
+from remanence.train.chat_rows import ChatBatch, answers_of, draw_texts, pack_chat, told_texts
+from remanence.train.conversations import Conversation, drawn
 from remanence.train.corpora import Corpora
 from remanence.train.loop import Run, Task
 from remanence.train.losses import exact_answers
@@ -32,7 +33,10 @@ EVAL_GROUPS = 40
 
 @dataclass(kw_only=True)
 class ChatRun(Run):
-    """A run that goes on from a model which reads memory. `config`: how, but for the number of kept tokens."""
+    """A run that goes on from a model which reads memory. `config`: how, but for the number of kept tokens.
+
+    `conversations`: of a file; where there are none, the generator's passages and questions.
+    """
 
     recipe: ChatRecipe
     lm: LM
@@ -40,6 +44,7 @@ class ChatRun(Run):
     config: Memory3Config
     encoder: Encoder
     corpora: Corpora
+    conversations: list[Conversation] = field(default_factory=list)
 
 
 def logprobs(run: ChatRun, batch: ChatBatch, kept_tokens: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,13 +53,12 @@ def logprobs(run: ChatRun, batch: ChatBatch, kept_tokens: int | None) -> tuple[T
     method = Memory3(replace(run.config, kept_tokens=kept_tokens))
     with cast(run.lm.device, run.recipe):
         prefix, positions_T = None, torch.arange(T, device=run.lm.device)
-        if batch.references or not any(batch.rows):
+        if batch.references:
             with torch.no_grad():
                 written = method.write(run.writer, batch.references)
             groups = [[Group(0, tuple(written[i] for i in row))] for row in batch.rows]
-            if any(batch.rows):
-                prefix = method.prefix(run.lm, groups, [T] * len(groups))
-                positions_T = positions_T + prefix.offset_tokens
+            prefix = method.prefix(run.lm, groups, [T] * len(groups))
+            positions_T = positions_T + prefix.offset_tokens
         extra: dict[str, Any] = {} if run.lm.reads_as is None else {"role": run.lm.reads_as}
         body: Any = run.lm.model.model
         hidden_BTC = body(
@@ -132,8 +136,12 @@ def _batch(run: ChatRun, stage: ChatStage, number: int) -> tuple[ChatBatch, int 
     as_text = bool(phase.text_every) and number % phase.text_every == phase.text_every - 1
     if as_text:  # their rows are several times as long
         phase = replace(phase, groups=-(-phase.groups // 3))
-    texts = draw_texts(Random(f"{run.recipe.seed} {stage} {number}"), phase, run.corpora, run.encoder)
-    batch = pack_chat(run.lm, texts, run.encoder, as_text=as_text, rejected=stage == "dpo")
+    if run.conversations:
+        count = phase.groups * phase.questions
+        texts = told_texts(drawn(run.conversations, run.recipe.seed, number, count))
+    else:
+        texts = draw_texts(Random(f"{run.recipe.seed} {stage} {number}"), phase, run.corpora, run.encoder)
+    batch = pack_chat(run.lm, texts, run.encoder, run.recipe.row_tokens, as_text=as_text, rejected=stage == "dpo")
     return batch, run.recipe.kept_tokens[number % len(run.recipe.kept_tokens)]
 
 
@@ -162,7 +170,7 @@ def evaluate(run: ChatRun) -> dict[str, float]:
     for kept in run.recipe.kept_tokens:
         for name, is_absent in (("answered", False), ("abstained", True)):
             part = replace(texts, asked=[a for a in texts.asked if (a.answer == UNKNOWN) == is_absent])
-            batch = pack_chat(run.lm, part, run.encoder, as_text=False)
+            batch = pack_chat(run.lm, part, run.encoder, run.recipe.row_tokens, as_text=False)
             logit_NV, index_N, _ = logprobs(run, batch, kept)
             whole = exact_answers(logit_NV, index_N, batch.ids_BT, batch.kind_BT)[1]
             found[f"{name}_{'all' if kept is None else kept}"] = round(whole, 3)

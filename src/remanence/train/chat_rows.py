@@ -15,6 +15,7 @@ from remanence.data.unknown import UNKNOWN
 from remanence.lm.lm import LM
 from remanence.methods.base import text_layout
 from remanence.train.batches import pack
+from remanence.train.conversations import Conversation, Message, spoken
 from remanence.train.corpora import Corpora
 from remanence.train.losses import ANSWER
 from remanence.train.recipes.chat import ChatPhase
@@ -26,10 +27,12 @@ from remanence.train.rows import Encoder, _squad, facts_row
 
 @dataclass(frozen=True)
 class Asked:
-    """`references`: texts that the question is read with, by their place in the batch. `rejected`: what DPO is to
-    make less likely than `answer`."""
+    """`messages` before the answer; `references`: texts that they are read with, by their place in the batch.
 
-    question: str
+    `rejected`: what DPO is to make less likely than `answer`.
+    """
+
+    messages: tuple[Message, ...]
     answer: str
     rejected: str
     references: tuple[int, ...] = ()
@@ -81,10 +84,11 @@ def _group(rng: Random, phase: ChatPhase, corpora: Corpora, encoder: Encoder, sp
 
 def _asked(rng: Random, phase: ChatPhase, row: Row, number: int, texts: Texts) -> Asked:
     question, answer = row.pairs[number]
+    messages = ({"role": "user", "content": question},)
     own = row.references[row.places[number]]
     pick = rng.random()
     if pick < phase.empty:
-        return Asked(question, UNKNOWN, answer)
+        return Asked(messages, UNKNOWN, answer)
     others = [text for text in row.references if text != own and answer not in text]
     if pick < phase.empty + phase.absent:
         silent = without(own, answer)
@@ -95,7 +99,16 @@ def _asked(rng: Random, phase: ChatPhase, row: Row, number: int, texts: Texts) -
         seen = [text for text in row.references if text == own or answer not in text]
         wrong = [other for _, other in row.pairs if other != answer]
         said, rejected = answer, rng.choice(wrong) if wrong and rng.random() < 0.5 else UNKNOWN
-    return Asked(question, said, rejected, tuple(texts.place(text) for text in rng.sample(seen, len(seen))))
+    return Asked(messages, said, rejected, tuple(texts.place(text) for text in rng.sample(seen, len(seen))))
+
+
+def told_texts(conversations: Sequence[Conversation]) -> Texts:
+    """Conversations of a file with the references that were found for them."""
+    texts = Texts()
+    for one in conversations:
+        places = tuple(dict.fromkeys(texts.place(text) for text in one.references))
+        texts.asked.append(Asked(one.messages[:-1], one.messages[-1]["content"], one.rejected or "", places))
+    return texts
 
 
 def without(text: str, answer: str) -> str:
@@ -103,25 +116,25 @@ def without(text: str, answer: str) -> str:
     return " ".join(sentence for sentence in re.split(r"(?<=[.!?]) ", text) if answer not in sentence)
 
 
-def pack_chat(lm: LM, texts: Texts, encoder: Encoder, *, as_text: bool, rejected: bool = False) -> ChatBatch:
-    """`as_text`: references stand in the prompt, none are to be written. `rejected`: for DPO."""
+def pack_chat(
+    lm: LM, texts: Texts, encoder: Encoder, limit: int, *, as_text: bool, rejected: bool = False
+) -> ChatBatch:
+    """`as_text`: references stand in the prompt, none are to be written. `rejected`: for DPO.
+
+    Rows of more than `limit` tokens are cut at their end.
+    """
     tokens = [ids[:128] for ids in encoder(*texts.references)]
     answers = [asked.answer for asked in texts.asked] + [asked.rejected for asked in texts.asked if rejected]
     every = texts.asked * (2 if rejected else 1)
     rows = []
     for asked, answer in zip(every, answers, strict=True):
         shown = [texts.references[i] for i in asked.references] if as_text else []
-        prompt = text_layout(lm, shown, lm.render([{"role": "user", "content": asked.question}]))
-        rows.append(spoken(lm, prompt, answer))
-    packed = pack(rows, max(len(ids) for ids, _ in rows), encoder.pad)
+        ids, kinds = spoken(lm, (*asked.messages, {"role": "assistant", "content": answer}))
+        before = text_layout(lm, shown, ())
+        rows.append(([*before, *ids], [0] * len(before) + kinds))
+    packed = pack(rows, min(limit, max(len(ids) for ids, _ in rows)), encoder.pad)
     seen = [() if as_text else asked.references for asked in every]
     return ChatBatch([] if as_text else tokens, seen, packed.ids_BT.to(lm.device), packed.kind_BT.to(lm.device))
-
-
-def spoken(lm: LM, prompt: Sequence[int], answer: str) -> tuple[list[int], list[int]]:
-    """(ids, kinds) of a prompt and its answer, which alone is learned; a line feed or EOS ends it."""
-    said = lm.encode(f" {answer}\n") if lm.stop else [*lm.encode(answer), *sorted(lm.eos)[:1]]
-    return [*prompt, *said], [0] * len(prompt) + [ANSWER] * len(said)
 
 
 def answers_of(batch: ChatBatch) -> Tensor:

@@ -17,6 +17,7 @@ from remanence.lm.lora import adapter, add_roles, save_adapter
 from remanence.methods.memory3 import paper
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.chat import ChatRun, dpo, sft
+from remanence.train.conversations import read_conversations
 from remanence.train.corpora import load_or_skip
 from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.loop import Task
@@ -34,7 +35,10 @@ def start_chat_run(recipe: ChatRecipe, data: Path | None, folder: Path, *, skip_
     parallel.start()
     if parallel.size() > 1:
         raise InputError("SFT and DPO are made by one process", "start it without torchrun")
+    if not recipe.base:
+        raise InputError("this recipe goes on from a model of yours", "give it with --start FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
+    told = read_conversations(Path(recipe.conversations)) if recipe.conversations else []
     lm = load(recipe.base)
     writer = lm if recipe.lora else load(recipe.base)
     settings = {**lm.settings.get("memory3", {}), "refresh_tokens": None}
@@ -56,6 +60,7 @@ def start_chat_run(recipe: ChatRecipe, data: Path | None, folder: Path, *, skip_
         config=_config(lm, settings),
         encoder=Encoder(lm.tokenizer),
         corpora=load_or_skip(data, folder, skip_damaged),
+        conversations=told,
     )
 
 
@@ -88,6 +93,8 @@ def _prepared(lm: LM, recipe: ChatRecipe) -> dict[str, nn.Parameter]:
 
 def run_chat_stage(run: ChatRun, stage: ChatStage, steps: int | None, again: bool) -> None:
     """A stage from its beginning, or with `again` from its last checkpoint; DPO begins with what SFT ended with."""
+    if stage == "dpo" and any(one.rejected is None for one in run.conversations):
+        raise InputError("DPO needs a rejected answer for each conversation", 'write "rejected" on each line')
     if after := AFTER[stage]:
         if not checkpoint.exists(run.folder / after):
             raise InputError(f"dpo begins with the weights of sft, which {str(run.folder)!r} does not hold", "train it")

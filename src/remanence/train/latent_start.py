@@ -29,6 +29,7 @@ def start_latent_run(
     if parallel.size() > 1:
         raise InputError("a pool is one process's: M+ is not trained by many", "start it without torchrun")
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
     lm = _prepared(recipe, base)
     method = MPlus(MPlusConfig(**recipe.method, capacity_rows=recipe.kept_rows, merge_writes=16))
     torch.manual_seed(recipe.seed)

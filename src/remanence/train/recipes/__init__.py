@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from remanence.errors import InputError, suggest
-from remanence.train.recipes.chat import nano_chat
+from remanence.train.recipes.chat import large_chat, nano_chat, only
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
 
+CHAT = {"nano": nano_chat, "0.9b": large_chat, "2b": large_chat}
 RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano": {"nano": nano},
     "nano-text": {"nano": nano_text},
     "nano-chat": {"nano": nano_chat},
     "nano-mplus": {"nano": nano_mplus},
+    "memory3/sft": {size: only(make, "sft") for size, make in CHAT.items()},
+    "memory3/dpo": {size: only(make, "dpo") for size, make in CHAT.items()},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""
 

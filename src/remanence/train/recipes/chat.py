@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from remanence.errors import InputError
@@ -39,8 +40,9 @@ class ChatRecipe:
     """`base` is trained further, whole (`lora` None) or by an adapter that text is read with.
 
     References are written by the base as it was, with no gradient, so that its banks stay valid for what comes out of
-    an adapter. `kept_tokens`: of memories, step by step in turn. `beta`: of DPO (Rafailov et al., 2023); `nll_weight`
-    of the chosen answers' own loss beside it.
+    an adapter. `kept_tokens`: of memories, step by step in turn. `conversations`: a file of JSON lines to train on
+    (`train/conversations.py`), `groups` times `questions` of them a step; None: the generator's facts. `row_tokens`:
+    at most. `beta`: of DPO (Rafailov et al., 2023); `nll_weight` of the chosen answers' own loss beside it.
     """
 
     seed: int = 0
@@ -53,6 +55,8 @@ class ChatRecipe:
     beta: float = 0.1
     nll_weight: float = 0.2
     kept_tokens: tuple[int | None, ...] = (None, 8)
+    conversations: str | None = None
+    row_tokens: int = 512
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     eval_every: int = 200
@@ -72,3 +76,32 @@ class ChatRecipe:
 def nano_chat() -> ChatRecipe:
     """The bundled adapter of nano that says when it does not know."""
     return ChatRecipe()
+
+
+def large_chat() -> ChatRecipe:
+    """Memory³ §6 for a whole model (give --start and conversations): its rates and β, 8 tokens per head.
+
+    Batch 512, 2,048 tokens, and three epochs of 1,286,938 conversations are the paper's; batch and length of DPO (one
+    epoch over about 70,000 pairs), and that no other loss stands beside its own, are inferred.
+    """
+    return ChatRecipe(
+        base="",
+        lora=None,
+        sft=ChatPhase(7541, lr=5e-5, groups=512, questions=1, text_every=0),
+        dpo=ChatPhase(547, lr=4e-6, groups=128, questions=1, text_every=0),
+        beta=0.01,
+        nll_weight=0.0,
+        kept_tokens=(8,),
+        row_tokens=2048,
+        weight_decay=0.1,
+    )
+
+
+def only(make: Callable[[], ChatRecipe], stage: ChatStage) -> Callable[[], ChatRecipe]:
+    """The recipe of one of its stages, and of what comes out of it."""
+
+    def made() -> ChatRecipe:
+        return replace(make(), stages=(stage, "export"))
+
+    made.__doc__ = make.__doc__
+    return made
