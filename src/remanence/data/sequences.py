@@ -140,6 +140,18 @@ class SequenceFolder:
         """Token ids of references, each at most `reference_tokens`."""
         return [self._reference(number) for number in numbers]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name in it."""
+        return self.files.get_file_info(f"{self.root}/{name}").is_file
+
+    def copy(self, name: str, to: Path) -> None:
+        """The files of a folder in it, into `to`. InputError where there is none."""
+        try:
+            to.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(f"{self.root}/{name}", str(to.absolute()), self.files, fs.LocalFileSystem())
+        except OSError as error:
+            raise self._damaged(name, _first_line(error)) from error
+
     def _row(self, number: int) -> Stored:
         shard = int(np.searchsorted(self.ends, number, "right"))
         within = number - (int(self.ends[shard - 1]) if shard else 0)

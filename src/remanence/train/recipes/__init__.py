@@ -9,11 +9,21 @@ from remanence.errors import InputError, suggest
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.sequences import (
+    continual_09b,
+    continual_2b,
+    continual_nano,
+    warmup_09b,
+    warmup_2b,
+    warmup_nano,
+)
 
 RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano": {"nano": nano},
     "nano-text": {"nano": nano_text},
     "nano-mplus": {"nano": nano_mplus},
+    "memory3/warmup": {"nano": warmup_nano, "0.9b": warmup_09b, "2b": warmup_2b},
+    "memory3/continual": {"nano": continual_nano, "0.9b": continual_09b, "2b": continual_2b},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""
 
