@@ -8,9 +8,12 @@ import pytest
 
 from remanence.cli import training
 from remanence.errors import InputError
+from remanence.lm import lm as lm_module
 from remanence.train import start
 from remanence.train.recipes import RECIPES, recipe_of
 from remanence.train.recipes.override import leaves, override
+from remanence.train.recipes.sequences import warmup_nano
+from tests.train.tiny_sequences import make, tiny
 
 
 def test_bad_input_is_one_line_and_code_2(call):
@@ -26,9 +29,9 @@ def test_bad_input_is_one_line_and_code_2(call):
 
 def test_every_recipe_is_made_at_its_sizes_and_has_a_kind():
     for name, sizes in RECIPES.items():
-        for size, make in sizes.items():
+        for size, function in sizes.items():
             recipe = recipe_of(name, size)
-            assert recipe == make()
+            assert recipe == function()
             assert type(recipe) in training.kinds()
             assert override(recipe, []) == recipe
 
@@ -93,3 +96,24 @@ def test_a_recipe_with_other_fields_differs_in_these_alone():
     for wrong in ("seed=null", "shape.head_width=wide", "warmup.0.passages=[1]", 'stages=["warmpu"]', "clip_norm=NaN"):
         with pytest.raises(InputError):
             override(recipe, [wrong])
+
+
+def test_running_text_is_trained_on_and_needs_its_sequences(call, tmp_path, monkeypatch):
+    outcome = call("train", "memory3/continual")
+    assert (outcome.code, "is trained on a folder of sequences" in outcome.err) == (2, True)
+    outcome = call("train", "memory3/warmup", "--data", "nothing")
+    assert (outcome.code, "'nothing' holds no finished sequences" in outcome.err) == (2, True)
+    dry = call("train", "memory3/continual", "--at", "2b", "--dry-run", "--json").json
+    assert (dry["parameters"], dry["stages"]["continual"]["steps"]) == (2_819_971_200, 28_610)
+    assert "119,999,037,440 tokens" in call("train", "memory3/continual", "--at", "2b", "--dry-run").out
+    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)
+    make(tmp_path)
+    settings = [f"--set={path}={json.dumps(value)}" for path, value in leaves(asdict(tiny(warmup_nano()))).items()]
+    settings = [each for each in settings if each.split("=")[1] not in ("stage", "after", "reads")]
+    for name in ("warmup", "continual"):
+        given = ("--data", (tmp_path / "sequences").as_uri(), "--out", "run", "--steps", "2", "--json")
+        outcome = call("train", f"memory3/{name}", *given, *settings)
+        assert outcome.code == 0, outcome.err
+        assert outcome.json["stages"][name]["step"] == 2
+        assert outcome.json["stages"]["export"]["of"] == name
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remanence.errors import InputError
-from remanence.text.overlap import PAIRS, overlaps
+from remanence.text.overlap import PAIRS, exceed, overlaps
 from tests.reference.overlap import overlap
 
 ids = st.lists(st.integers(0, 4), max_size=14)
@@ -48,3 +48,9 @@ def test_ids_of_no_vocabulary_are_refused():
 def test_more_pairs_than_one_batch_keep_their_order():
     pairs = [([1, 2, 3, 4], [1] * (n % 4) + [9]) for n in range(PAIRS + 50)]
     assert overlaps(pairs) == pytest.approx([overlap(*pair) for pair in pairs])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=40), ids), max_size=6), st.sampled_from([0.3, 0.6, 0.9]))
+def test_what_exceeds_is_what_overlaps_more(pairs, limit):
+    assert exceed(pairs, limit) == [overlap(text, reference) > limit for text, reference in pairs]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remanence.text.words import MAX_WEIGHT, WORD, content_words, coverage, plain, stem
+from remanence.text.words import MAX_WEIGHT, WORD, content_words, coverage, plain, stem, terms
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,9 @@ def test_coverage_is_what_stemming_every_word_gives(question, text, capital):
     words = {*stems, *map(" ".join, pairwise(stems))}
     found = sum(weight for word, weight in wanted.items() if word in words)
     assert coverage(wanted, text) == (min(1.0, found / min(sum(wanted.values()), MAX_WEIGHT)) if wanted else 0.0)
+
+
+def test_terms_are_stems_in_order_without_stop_words():
+    assert terms("The boats moved, and Zoë's boat's MOVING.") == ["boat", "mov", "zoe", "boat", "mov"]
+    assert terms("4417 灯塔有 x 塔") == ["4417", "x", "灯塔", "塔有", "塔"]
+    assert terms("It is to be.") == []

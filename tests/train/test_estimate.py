@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from remanence.train import loop
-from remanence.train.cost import PEAK_FLOPS, training_flops
+from remanence.train.cost import PEAK_FLOPS, MemoryShape, training_flops
 from remanence.train.estimate import USE, estimate, state_bytes
+from remanence.train.recipes import recipe_of
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_text import nano_text
 from remanence.train.shapes import SHAPES
@@ -41,3 +42,30 @@ def test_tokens_and_flops_are_counted_stage_by_stage() -> None:
     assert found["hours_on_one"]["H100"] == pytest.approx(found["flops"] / (USE * PEAK_FLOPS["H100"]) / 3600)
     two = estimate(replace(recipe, shape=SHAPES["2b"]))
     assert two["parameters"] == SHAPES["2b"].num_parameters
+
+
+@pytest.mark.parametrize(("size", "warm", "read"), [("2b", 3.1e12, 120e9), ("0.9b", 60e9, 22e9)])
+def test_the_papers_recipes_take_the_papers_tokens(size: str, warm: float, read: float) -> None:
+    recipes = {stage: recipe_of(f"memory3/{stage}", size) for stage in ("warmup", "continual")}
+    for stage, tokens in (("warmup", warm), ("continual", read)):
+        found = estimate(recipes[stage])
+        assert found["tokens"] == pytest.approx(tokens, rel=1e-4)
+        assert found["stages"][stage]["tokens"] == recipes[stage].num_steps * 2048 * 2048
+        assert found["parameters"] == SHAPES[size].num_parameters
+    per_token = [estimate(recipe)["flops"] / estimate(recipe)["tokens"] for recipe in recipes.values()]
+    memory = MemoryShape()
+    assert per_token[0] == pytest.approx(training_flops(SHAPES[size], 2048) / 2048)
+    assert per_token[1] == pytest.approx(training_flops(SHAPES[size], 2048, memory) / 2048)
+
+
+def test_the_2b_recipe_is_the_papers_model() -> None:
+    for stage, rate in (("warmup", 8e-4), ("continual", 5e-5)):
+        recipe = recipe_of(f"memory3/{stage}", "2b")
+        shape = recipe.shape
+        assert shape.num_layers * shape.layer_parameters == 2_433_024_000
+        assert (shape.num_layers, shape.width, shape.mlp_width, shape.vocab_size) == (44, 3200, 3200, 60_416)
+        assert (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.tied) == (40, 8, 80, False)
+        assert (recipe.memory.num_layers(shape), recipe.sequence_tokens, recipe.lr) == (22, 2048, rate)
+        assert recipe.step_tokens == 2**22
+        assert (recipe.weight_decay, recipe.betas, recipe.clip_norm) == (0.1, (0.9, 0.95), 1.0)
+    assert (recipe.reads, recipe.writes, recipe.memory.kept_tokens, recipe.memory.memories) == (True, True, 8, 5)

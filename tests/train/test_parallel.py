@@ -13,8 +13,8 @@ import torch
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.train import loop, parallel
-from tests.train.tiny_runs import begin
-from tests.train.two_processes import STEPS, pass_through, recipe, run
+from tests.train.tiny_sequences import make
+from tests.train.two_processes import STEPS, begin_any, pass_through, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,15 +27,17 @@ def two(name: str, stage: str, folder: Path) -> list[float]:
     return next(json.loads(line.removeprefix("losses ")) for line in done.stdout.splitlines() if line[:7] == "losses ")
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-text"])
+@pytest.mark.parametrize("name", ["nano", "nano-text", "memory3"])
 def test_two_processes_lose_what_one_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_module.family, "prove", pass_through)
+    if name == "memory3":
+        make(tmp_path)
     for stage in ("warmup", "continual"):
         one, both = run(name, stage, tmp_path / "one"), two(name, stage, tmp_path / "two")
         assert both == pytest.approx(one, abs=1e-5), stage
-        alone, task = begin(tmp_path / "one", recipe(name), stage)
+        alone, task = begin_any(name, stage, tmp_path / "one")
         loop.resume(alone, task)
-        shards, task = begin(tmp_path / "two", recipe(name), stage)
+        shards, task = begin_any(name, stage, tmp_path / "two")
         loop.resume(shards, task)  # one process reads what two have written
         assert shards.step == STEPS
         assert shards.tokens == alone.tokens

@@ -18,7 +18,12 @@ SetOption = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field; may be repeated.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="FOLDER", help="It holds squad_passages, babi, classic_books.")
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="It holds squad_passages, babi, classic_books; for memory3/*: what `data sequences` made, or its URI.",
+    ),
 ]
 StartOption = Annotated[
     Path | None, typer.Option("--start", metavar="FOLDER", help="Begin with this model's weights and tokenizer.")
@@ -75,7 +80,8 @@ def train(
     kind = kinds()[type(chosen)]
     if stage not in (*kind.stages, "all"):
         raise InputError(f"no stage of {recipe} is called {stage!r}", f"use one of {', '.join(kind.stages)}, or all")
-    wanted = Wanted(recipe, stage, data, out, steps, start, resume, damaged == "skip", compiled)
+    place = None if data is None else Path(data)
+    wanted = Wanted(recipe, stage, place, out, steps, start, resume, damaged == "skip", compiled, data)
     if dry_run:
         show_estimate(chosen, wanted, as_json)
         return

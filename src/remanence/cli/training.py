@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from remanence.train.recipes.chat import ChatRecipe
     from remanence.train.recipes.nano import Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.sequences import SequenceRecipe
 
 RETRIEVERS = "retrievers"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line says beside the recipe; `name` is the recipe's."""
+    """What the command line says beside the recipe; `name` is the recipe's, `uri` the data's as it was written."""
 
     name: str
     stage: str
@@ -30,6 +31,7 @@ class Wanted:
     resume: bool
     skip_damaged: bool
     compiled: bool
+    uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ def kinds() -> Mapping[type, Kind]:
     from remanence.train.recipes.chat import CHAT_STAGES, ChatRecipe
     from remanence.train.recipes.nano import STAGES, Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.sequences import SequenceRecipe
 
     return {
         ChatRecipe: Kind((*CHAT_STAGES, "export"), train_chat),
         Recipe: Kind((*STAGES, "export"), train_stages),
         LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
+        SequenceRecipe: Kind(("export",), train_sequences),
     }
 
 
@@ -119,6 +123,24 @@ def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     run.log({"step": run.step, "stage": "export", "bytes": num_bytes})
 
 
+def train_sequences(recipe: SequenceRecipe, wanted: Wanted) -> None:
+    """One stage on stored sequences, then (by one process) the model that came out, in `out/export`."""
+    from remanence.errors import InputError
+    from remanence.train import checkpoint, parallel
+    from remanence.train.text_run import export_sequences, run_sequences, start_sequence_run
+
+    if wanted.data is None:
+        hint = "make it with `remanence data sequences --data FOLDER --out FOLDER`, and give it as --data"
+        raise InputError(f"{wanted.name} is trained on a folder of sequences", hint)
+    if wanted.compiled:
+        raise InputError(f"{wanted.name} has no --compile", "leave it out")
+    run = start_sequence_run(recipe, wanted.uri or wanted.data, wanted.out, wanted.start)
+    if wanted.stage == "all":
+        run_sequences(run, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / recipe.stage))
+    if wanted.stage == "export" or parallel.size() == 1:
+        export_sequences(run)
+
+
 def show_estimate(recipe: Any, wanted: Wanted, as_json: bool) -> None:
     """What `estimate` says, for people or as JSON."""
     from remanence.errors import InputError
@@ -138,7 +160,11 @@ def show_estimate(recipe: Any, wanted: Wanted, as_json: bool) -> None:
     say((f"{wanted.name}: ", "bold"), f"{found['parameters']:,} parameters, {billion['1'] / 1e9:,.2f} GB")
     for name, told in found["stages"].items():
         say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>19,} tokens {told['flops']:>9.2e} FLOPs")
-    hours = ", ".join(f"{hours:,.2g} on one {name}" for name, hours in found["hours_on_one"].items())
-    say(f"hours at {USE:.0%} of the peak: {hours}")
+    hours = (f"{_rounded(hours)} on one {name}" for name, hours in found["hours_on_one"].items())
+    say(f"hours at {USE:.0%} of the peak: {', '.join(hours)}")
     eighth = billion["8"] / 1e9
     say((f"GB of weights, gradients, masters and optimizer; {eighth:,.2f} on each of 8; no activations", "dim"))
+
+
+def _rounded(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"

@@ -11,7 +11,7 @@ from remanence.errors import InputError
 
 PAIRS, CELLS = 256, 2**20
 """Compared at once: so many pairs at most, and so many tokens of texts, padded."""
-Ids = Sequence[int]
+Ids = Sequence[int] | NDArray[np.int32]
 
 
 def overlaps(pairs: Sequence[tuple[Ids, Ids]]) -> list[float]:
@@ -28,6 +28,23 @@ def overlaps(pairs: Sequence[tuple[Ids, Ids]]) -> list[float]:
     for part in _batches(pairs):
         found[part] = _longest([pairs[i] for i in part]) / [len(pairs[i][1]) for i in part]
     return found.tolist()
+
+
+def exceed(pairs: Sequence[tuple[Ids, Ids]], limit: float) -> list[bool]:
+    """Whether each of `overlaps` is above `limit`; most pairs are told by counting the tokens that they share."""
+    close = [i for i, (text, reference) in enumerate(pairs) if _shared(text, reference) > limit * len(reference)]
+    found = [False] * len(pairs)
+    for i, overlap in zip(close, overlaps([pairs[i] for i in close]), strict=True):
+        found[i] = overlap > limit
+    return found
+
+
+def _shared(text: Ids, reference: Ids) -> int:
+    """Tokens of the reference that the text has too, in any order and as often: no common subsequence is longer."""
+    id_N, times_N = np.unique(np.asarray(reference), return_counts=True)
+    text_T = np.sort(np.asarray(text))
+    there_N = np.searchsorted(text_T, id_N, "right") - np.searchsorted(text_T, id_N, "left")
+    return int(np.minimum(times_N, there_N).sum())
 
 
 def _batches(pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[list[int]]:

@@ -88,6 +88,20 @@ def content_words(question: str) -> dict[str, int]:
     return wanted
 
 
+def terms(text: str) -> list[str]:
+    """What a search over texts counts, in order: stems of all words but stop words, and pairs of CJK characters."""
+    bare = plain(text)
+    found = [term for term in map(_term, WORD.findall(bare)) if term]
+    for run in () if bare.isascii() else CJK_RUN.findall(bare):
+        found += [run[i : i + 2] for i in range(len(run) - 1)] or [run]
+    return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _term(word: str) -> str:
+    return "" if _is_in(STOP_WORDS, word) else stem(word)
+
+
 def _is_in(words: frozenset[str], word: str) -> bool:
     return re.split("['’]", word.casefold())[0] in words
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from remanence.errors import InputError
-from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_flops, write_flops
+from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_flops, training_flops, write_flops
 from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
+from remanence.train.recipes.sequences import SequenceRecipe
 from remanence.train.shapes import Shape
 
 USE = 0.4
@@ -20,11 +21,13 @@ def estimate(recipe: Any) -> dict[str, Any]:
     Activations are not counted: they depend on kernels and checkpointing. InputError for a recipe that trains no whole
     model.
     """
-    if not isinstance(recipe, Recipe):
-        raise InputError(
-            f"{type(recipe).__name__} is a recipe of an adapter, which --dry-run does not know", "use nano"
-        )
-    stages = {name: _stage(recipe, STAGES[name]) for name in recipe.stages if name != "export"}
+    if isinstance(recipe, SequenceRecipe):
+        stages = {recipe.stage: _sequences(recipe)}
+    elif isinstance(recipe, Recipe):
+        stages = {name: _stage(recipe, STAGES[name]) for name in recipe.stages if name != "export"}
+    else:
+        kind = type(recipe).__name__
+        raise InputError(f"{kind} is a recipe of an adapter, which --dry-run does not know", "use one of whole models")
     flops = sum(found["flops"] for found in stages.values())
     return {
         "parameters": recipe.shape.num_parameters,
@@ -36,7 +39,7 @@ def estimate(recipe: Any) -> dict[str, Any]:
     }
 
 
-def state_bytes(recipe: Recipe, processes: int) -> int:
+def state_bytes(recipe: Recipe | SequenceRecipe, processes: int) -> int:
     """Weights, gradients, float32 masters and optimizer.
 
     One process holds all of it; of many, each its shards (all float32) and, while it computes, the gathered weights.
@@ -48,6 +51,14 @@ def state_bytes(recipe: Recipe, processes: int) -> int:
     if processes == 1:
         return total * (2 * low + 4 if low == 2 else 8) + moments
     return -(-(total * 8 + moments) // processes) + total * low
+
+
+def _sequences(recipe: SequenceRecipe) -> dict[str, float]:
+    """Without what `checkpointing` computes again."""
+    memory = recipe.memory if recipe.reads else None
+    row = training_flops(recipe.shape, recipe.sequence_tokens, memory, stop_gradient=not recipe.writes)
+    steps = recipe.num_steps
+    return {"steps": steps, "tokens": steps * recipe.step_tokens, "flops": steps * recipe.rows * row}
 
 
 def _stage(recipe: Recipe, stage: Stage) -> dict[str, float]:

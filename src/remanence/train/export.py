@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,16 +18,21 @@ from remanence.train.shapes import Shape
 
 
 def export(
-    folder: Path, shape: Shape, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, head: Head | None
+    folder: Path,
+    shape: Shape,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    head: Head | None,
+    stop: Sequence[str] = ("\n",),
 ) -> None:
-    """Overwrites the files of `folder` that it writes and leaves others (a README) alone."""
+    """Overwrites the files of `folder` that it writes and leaves others (a README) alone. `stop`: ends an answer."""
     folder.mkdir(parents=True, exist_ok=True)
     model = build_model(shape, 0)
     model.load_state_dict(weights, strict=False)
     model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, stop_strings=["\n"], do_sample=False
-    )
+    ids: Any = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model.config.update(ids)
+    model.generation_config = GenerationConfig(**ids, stop_strings=list(stop) or None, do_sample=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if head is not None:

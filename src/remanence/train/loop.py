@@ -70,7 +70,8 @@ def nothing(step: int) -> dict[str, Any]:
 class Task:
     """What a stage trains, as functions.
 
-    `loss(batch number)`: a scalar to minimise, and the tokens it was made of. `rate(step)` multiplies the learning
+    `loss(batch number)`: a scalar to minimise, and the tokens it was made of. With `parts` a step is that many batches
+    in a row, whose gradients are averaged: step N takes those from N * `parts` on. `rate(step)` multiplies the learning
     rates. `evaluate(step)`: figures for the log, every `eval_every` steps; `ends(step)` before the first step and
     after the last. `state` and `restore`: tensors beside weights and optimizer that the next step depends on, and
     values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is not gone on from.
@@ -83,6 +84,7 @@ class Task:
     eval_every: int = 200
     ends: Callable[[int], dict[str, Any]] = nothing
     recipe: Any = None
+    parts: int = 1
     state: Callable[[], tuple[dict[str, Tensor], Any]] = lambda: ({}, None)
     restore: Callable[[Mapping[str, Tensor], Any], None] = lambda tensors, values: None
 
@@ -115,8 +117,7 @@ def train(run: Run, task: Task, num_steps: int) -> None:
 def _step(run: Run, task: Task) -> str | None:
     """One step forward, or the reason why it was not made."""
     try:
-        loss, num_tokens = run.within(task.loss, run.number)
-        loss.backward()
+        loss, num_tokens = _gradients(run, task)
     except torch.OutOfMemoryError as error:
         problem = f"step {run.step} of {task.stage} does not fit into the accelerator's memory"
         raise InputError(problem, "lower the phase's rows or tokens (--set warmup.0.rows=8), and --resume") from error
@@ -130,6 +131,19 @@ def _step(run: Run, task: Task) -> str | None:
     run.tokens += num_tokens
     run.count(tokens=num_tokens, norm=norm)
     return None
+
+
+def _gradients(run: Run, task: Task) -> tuple[Tensor, int]:
+    """The mean loss of the parts of a step, and their tokens; gradients are added up in float32."""
+    losses, num_tokens = [], 0
+    for part in range(task.parts):
+        loss, tokens = run.within(task.loss, run.number * task.parts + part)
+        (loss / task.parts).backward()
+        losses.append(loss.detach())
+        num_tokens += tokens
+        if part + 1 < task.parts:
+            run.optimizer.collect()
+    return torch.stack(losses).mean() if task.parts > 1 else losses[0], num_tokens
 
 
 def _go_back(run: Run, task: Task, reason: str) -> None:

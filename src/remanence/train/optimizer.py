@@ -36,12 +36,17 @@ class Optimizer:
         self.clip_norm = clip_norm
         self.parts = [_part(group, [self.masters[name] for name in group.names]) for group in self.groups]
 
+    def collect(self) -> None:
+        """Adds gradients of a smaller type to those of the float32 masters, and drops them."""
+        for name, p in self.model.items():
+            master = self.masters[name]
+            if master is not p and p.grad is not None:
+                master.grad = p.grad.float() if master.grad is None else master.grad + p.grad
+                p.grad = None
+
     def clip(self) -> float:
         """The norm of all gradients before it is brought down to `clip_norm`."""
-        for name, p in self.model.items():
-            if self.masters[name] is not p:
-                self.masters[name].grad = None if p.grad is None else p.grad.float()
-                p.grad = None
+        self.collect()
         return float(clip_grad_norm_(self.masters.values(), self.clip_norm))
 
     def step(self, scale: float) -> None:

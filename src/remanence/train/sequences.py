@@ -22,6 +22,9 @@ class Sequences:
     ids_BT: Tensor
     references: list[list[list[int]]]
 
+    def to(self, device: torch.device) -> Sequences:
+        return Sequences(self.ids_BT.to(device), self.references)
+
 
 def sequence_loss(lm: LM, batch: Sequences, method: Memory3 | None = None, *, writes: bool = True) -> Tensor:
     """Nats per token of the text after the first; nothing is predicted in references, whose features are dropped.

@@ -61,7 +61,8 @@ def start_run(
         start_with_copying(model, recipe.seed, vector_VC)
     if recipe.checkpointing:
         compute_layers_again(model)
-    optimizer, within = _trained(model.to(device), recipe)
+    model.to(device)
+    optimizer, within = trained(model, recipe.dtype, _groups(model, recipe), recipe.clip_norm)
     return ModelRun(
         folder,
         optimizer,
@@ -78,18 +79,20 @@ def start_run(
     )
 
 
-def _trained(model: LlamaForCausalLM, recipe: Recipe) -> tuple[Optimizer, Callable[..., Any]]:
+def trained(
+    model: LlamaForCausalLM, dtype: str, groups: list[Group], clip_norm: float
+) -> tuple[Optimizer, Callable[..., Any]]:
     """The optimizer of the model, and what calls that which needs it: one process holds all of it, many their shards.
 
     One process keeps bfloat16 weights beside float32 masters; shards are float32, and gathered as bfloat16.
     """
     if parallel.size() > 1:
-        within = parallel.Sharded(model, recipe.dtype)
-        return Optimizer(dict(model.named_parameters()), _groups(model, recipe), recipe.clip_norm), within
+        within = parallel.Sharded(model, dtype)
+        return Optimizer(dict(model.named_parameters()), groups, clip_norm), within
     masters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    if recipe.dtype == "bfloat16":
+    if dtype == "bfloat16":
         to_bfloat16(model)
-    optimizer = Optimizer(dict(model.named_parameters()), _groups(model, recipe), recipe.clip_norm)
+    optimizer = Optimizer(dict(model.named_parameters()), groups, clip_norm)
     optimizer.load_weights(masters)
     return optimizer, parallel.call
 
@@ -119,7 +122,8 @@ def load_model(model: LlamaForCausalLM, folder: Path) -> None:
     try:
         state = grown(load_file(folder / "model.safetensors"), model.config.num_hidden_layers)
         found = model.load_state_dict(state, strict=False)
-        others = {*found.missing_keys, *found.unexpected_keys} - {"lm_head.weight"}  # tied to the embeddings
+        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        others = {*found.missing_keys, *found.unexpected_keys} - tied
         if others:
             raise ValueError(f"{min(others)} is not in both")
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

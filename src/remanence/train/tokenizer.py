@@ -1,14 +1,21 @@
-"""Trains nano's byte-level BPE tokenizer: digits in groups of two, and the chat template."""
+"""Tokenizers: trains nano's (byte-level BPE, digits in groups of two), loads others by name, tells them apart."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from random import Random
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from remanence.data.facts import sample_group
+from remanence.errors import InputError
+from remanence.lm.lm import BUNDLED
+from remanence.lm.tiny import byte_tokenizer
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 WORD = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -57,3 +64,30 @@ def generator_texts(seed: int, count: int) -> Iterator[str]:
         lines = [f" {passage.text}\n" for passage in example.passages]
         lines += [f"Question: {question.text}\nAnswer: {question.answer}\n" for question in example.questions]
         yield "Reference:" + "".join(lines)
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """Of a bundled model, of "tiny", of a folder or of a cached Hub id. InputError where there is none."""
+    if str(name) == "tiny":
+        return byte_tokenizer()
+    folder = BUNDLED.get(str(name), Path(name))
+    local = folder.is_dir() or "/" not in str(name)
+    try:
+        where = str(folder) if folder.is_dir() else str(name)
+        return AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the tokenizer of {str(name)!r} cannot be loaded",
+            "use 'nano', a folder with tokenizer.json, or a Hub id of the form owner/name",
+        ) from error
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """SHA-256 (hex) over vocabulary and rules: two that are alike give any text the same tokens."""
+    digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        kept = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "model")}
+        digest.update(json.dumps(kept, sort_keys=True).encode())
+    return digest.hexdigest()

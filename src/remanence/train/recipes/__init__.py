@@ -10,6 +10,14 @@ from remanence.train.recipes.chat import large_chat, nano_chat, only
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.sequences import (
+    continual_09b,
+    continual_2b,
+    continual_nano,
+    warmup_09b,
+    warmup_2b,
+    warmup_nano,
+)
 
 CHAT = {"nano": nano_chat, "0.9b": large_chat, "2b": large_chat}
 RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
@@ -19,6 +27,8 @@ RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano-mplus": {"nano": nano_mplus},
     "memory3/sft": {size: only(make, "sft") for size, make in CHAT.items()},
     "memory3/dpo": {size: only(make, "dpo") for size, make in CHAT.items()},
+    "memory3/warmup": {"nano": warmup_nano, "0.9b": warmup_09b, "2b": warmup_2b},
+    "memory3/continual": {"nano": continual_nano, "0.9b": continual_09b, "2b": continual_2b},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""
 

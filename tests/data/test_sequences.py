@@ -1,0 +1,111 @@
+"""Sequences on disk come back as they were written, by any number; what is damaged is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from remanence.data import sequences
+from remanence.data.sequences import (
+    ABOUT,
+    REFERENCES,
+    About,
+    SequenceFolder,
+    Stored,
+    write_about,
+    write_references,
+    write_sequences,
+)
+from remanence.errors import InputError
+
+EMPTY = About("abc" * 20, 100, 8, 4, 6, 0.9)
+
+
+def written(folder: Path, num_sequences: int = 700, num_references: int = 300) -> tuple[list[Stored], list[list[int]]]:
+    rng = Random(0)
+    references = [[rng.randrange(100) for _ in range(rng.randint(1, 6))] for _ in range(num_references)]
+    rows = [
+        Stored(np.array([rng.randrange(100) for _ in range(8)], np.int32), [number % num_references, 0], f"t#{number}")
+        for number in range(num_sequences)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    assert write_references(folder, ((ids, "t") for ids in references)) == num_references
+    count = sum(write_sequences(folder, EMPTY, rows))
+    about = write_about(folder, replace(EMPTY, num_sequences=count, num_references=num_references))
+    assert about.sizes == {path.name: path.stat().st_size for path in folder.glob("*.arrow")}
+    return rows, references
+
+
+@pytest.mark.parametrize("uri", [False, True])
+def test_rows_come_back_by_any_number_over_files_and_batches(tmp_path, monkeypatch, uri) -> None:
+    monkeypatch.setattr(sequences, "SHARD", 300)
+    rows, references = written(tmp_path / "s")
+    assert len(list((tmp_path / "s").glob("sequences-*.arrow"))) == 3
+    stored = SequenceFolder(tmp_path.as_uri() + "/s" if uri else tmp_path / "s", EMPTY.tokenizer)
+    assert len(stored) == 700
+    for number in (0, 255, 256, 299, 300, 556, 599, 600, 699, 3):
+        (found,) = stored.rows([number])
+        assert found.ids.tolist() == rows[number].ids.tolist()
+        assert found.references == rows[number].references
+        assert found.source == rows[number].source
+    assert stored.reference_ids([299, 0, 255, 256]) == [references[number] for number in (299, 0, 255, 256)]
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path) -> None:
+    for name in "ab":
+        written(tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_another_tokenizer_and_what_is_no_folder_of_sequences_are_refused(tmp_path) -> None:
+    written(tmp_path / "s", 3, 3)
+    with pytest.raises(InputError, match="of another tokenizer"):
+        SequenceFolder(tmp_path / "s", "def")
+    for place in (tmp_path / "nothing", tmp_path, tmp_path.as_uri()):
+        with pytest.raises(InputError, match="holds no finished sequences"):
+            SequenceFolder(place)
+    with pytest.raises(InputError, match="cannot be opened"):
+        SequenceFolder("nonsense://x/y")
+
+
+def test_damage_is_named(tmp_path) -> None:
+    def damaged(name: str, old: bytes, new: bytes) -> None:
+        written(tmp_path / "s", 3, 3)
+        file = tmp_path / "s" / name
+        data = file.read_bytes()
+        assert old in data
+        file.write_bytes(data.replace(old, new))
+        with pytest.raises(InputError, match="is damaged") as caught:
+            SequenceFolder(tmp_path / "s").reference_ids(range(3))
+        assert name in str(caught.value) or "Arrow" in str(caught.value)
+
+    written(tmp_path / "s", 3, 3)
+    end = (tmp_path / "s" / REFERENCES).read_bytes()[-40:]
+    damaged(REFERENCES, end, b"")
+    damaged(REFERENCES, end, b"\0" * 40)
+    damaged(ABOUT, b'"num_sequences": 3', b'"num_sequences": 4')
+    damaged(ABOUT, b'"vocab_size"', b'"vocab"')
+    damaged(ABOUT, b"{", b"")
+    written(tmp_path / "s", 3, 3)
+    (tmp_path / "s" / "sequences-00000.arrow").unlink()
+    with pytest.raises(InputError, match=r"sequences-00000\.arrow .* is damaged"):
+        SequenceFolder(tmp_path / "s")
+
+
+def test_numbers_out_of_range_are_damage(tmp_path) -> None:
+    for change in ({"vocab_size": 50}, {"reference_tokens": 2}):
+        written(tmp_path / "s", 20, 20)
+        told = json.loads((tmp_path / "s" / ABOUT).read_text())
+        (tmp_path / "s" / ABOUT).write_text(json.dumps({**told, **change}))
+        with pytest.raises(InputError, match="is damaged"):
+            SequenceFolder(tmp_path / "s").reference_ids(range(20))
+    told["format"] = 2
+    (tmp_path / "s" / ABOUT).write_text(json.dumps(told))
+    with pytest.raises(InputError, match="is of format 2, this is 1"):
+        SequenceFolder(tmp_path / "s")
