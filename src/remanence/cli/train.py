@@ -14,6 +14,7 @@ import typer
 
 from remanence.cli import options as o
 from remanence.cli.terminal import print_json, say
+from remanence.cli.training import watching
 
 if TYPE_CHECKING:
     from remanence.train.recipes.nano_mplus import LatentRecipe
@@ -31,6 +32,12 @@ StartOption = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where log and checkpoints are kept.")]
 DamagedOption = Annotated[
     Literal["stop", "skip"], typer.Option("--damaged", help="What to do where a file of books cannot be read.")
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Write the log's figures for TensorBoard too, into --out.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take; train nothing.")]
 ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their fields; train nothing.")]
@@ -50,16 +57,15 @@ def train(
     listed: ListOption = False,
     dry_run: DryRunOption = False,
     damaged: DamagedOption = "stop",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
-    ] = False,
+    compiled: CompileOption = False,
+    tensorboard: TensorboardOption = False,
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads.")] = 2,
     as_json: o.JsonOption = False,
 ) -> None:
     """Train a bundled model: first with passages as text, then with memory; then its search head.
 
-    The log is shown as it grows, one JSON object a line; with --json on standard error. Many processes train one
-    model: `torchrun --nproc-per-node N -m remanence train nano`.
+    A terminal shows a bar, a pipe the log as it grows, one JSON object a line; with --json on standard error. Many
+    processes train one model: `torchrun --nproc-per-node N -m remanence train nano`.
     """
     import torch
 
@@ -79,11 +85,12 @@ def train(
         return
     torch.set_num_threads(threads)
     chosen, skip = override(recipes[recipe](), settings), damaged == "skip"
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    screen = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with screen, watching(out, tensorboard) as watch:
         if recipe in LATENT_RECIPES:
             if stage not in ("all", "export", RETRIEVERS) or start or compiled:
                 raise InputError(f"{recipe} has no --stage {stage}, --start or --compile", "leave them out")
-            _train_latent(chosen, out / recipe, data, steps, resume, stage, skip)
+            _train_latent(chosen, out / recipe, data, steps, resume, stage, skip, watch)
         else:
             stages = chosen.stages if stage == "all" else (stage,)
             for one in stages:
@@ -91,6 +98,7 @@ def train(
                     continue  # one process does it: `--stage export` without torchrun
                 begins = start if one == stages[0] else None
                 run = start_run(chosen, data, out, begins, compiled=compiled, skip_damaged=skip)
+                watch(run)
                 run_stage(run, one, steps, resume and checkpoint.exists(out / one))
     if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
@@ -145,7 +153,14 @@ def _list(recipes: Mapping[str, Callable[[], Any]], as_json: bool) -> None:
 
 
 def _train_latent(
-    recipe: LatentRecipe, adapter: Path, data: Path | None, steps: int | None, resume: bool, stage: str, skip: bool
+    recipe: LatentRecipe,
+    adapter: Path,
+    data: Path | None,
+    steps: int | None,
+    resume: bool,
+    stage: str,
+    skip: bool,
+    watch: Callable[[Any], None],
 ) -> None:
     """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
 
@@ -160,6 +175,7 @@ def _train_latent(
     if stage != "all" and not checkpoint.exists(out / "latent"):
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     run = latent_start.start_latent_run(recipe, recipe.base, data, out, skip_damaged=skip)
+    watch(run)
     task = latent(run, recipe.num_steps)
     if (resume or stage != "all") and checkpoint.exists(out / "latent"):
         loop.resume(run, task)

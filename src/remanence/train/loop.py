@@ -24,7 +24,8 @@ class Run:
     """Where a training run stands: its folder, what it trains, and how far it has come.
 
     `within` calls what needs the model: of many processes, with the parameters gathered (`parallel.Sharded`). `data`:
-    the folder that its texts are from.
+    the folder that its texts are from. `sinks` are told every record of the log, `stepped` every step, with the stage
+    and how many steps it has.
 
     `skipped`: batches that were left out, so that step N reads batch N + `skipped`; `rate` multiplies every learning
     rate, and is lowered where the run had to go back. `settled`: calm steps since the last checkpoint.
@@ -35,6 +36,8 @@ class Run:
     guard: GuardConfig
     within: Callable[..., Any] = parallel.call
     data: Path | None = None
+    sinks: tuple[checkpoint.Sink, ...] = (checkpoint.show,)
+    stepped: Callable[[Run, str, int], None] = lambda run, stage, num_steps: None
     log_every: int = 25
     save_seconds: float = 180.0
     step: int = 0
@@ -53,7 +56,7 @@ class Run:
         return self.step + self.skipped
 
     def log(self, record: dict[str, Any]) -> None:
-        checkpoint.log(self.folder, record)
+        checkpoint.log(self.folder, record, self.sinks)
 
     def count(self, **amounts: float) -> None:
         """Amounts whose means the next line of the log shows."""
@@ -101,6 +104,7 @@ def train(run: Run, task: Task, num_steps: int) -> None:
             continue
         run.step, run.seconds = run.step + 1, run.seconds + time.monotonic() - begun
         run.count(seconds=time.monotonic() - begun)
+        run.stepped(run, task.stage, num_steps)
         if run.step % run.log_every == 0:
             _log_means(run, task)
         if run.step % task.eval_every == 0:
