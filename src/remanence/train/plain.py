@@ -11,6 +11,7 @@ from torch import Tensor
 
 from remanence.train.batches import Batch, heldout_batch, plain_batch, text_batch, text_rows
 from remanence.train.corpora import Corpora
+from remanence.train.cost import step_flops
 from remanence.train.loop import Run, Task
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
 from remanence.train.model import cast, compile_layers, logits_at, use_fast_attention
@@ -81,6 +82,7 @@ def warm_up(run: ModelRun) -> Task:
     def loss(number: int) -> tuple[Tensor, int]:
         phase = phase_at(run.recipe.warmup, number)
         batch = plain_batch(run.recipe.seed, number, phase, run.corpora, run.encoder)
+        count_flops(run, batch, number)
         return counted(run, plain_losses(run, batch, number)), batch.ids_BT.numel()
 
     def rate(step: int) -> float:
@@ -101,6 +103,12 @@ def counted(run: ModelRun, losses: Losses) -> Tensor:
     """The loss to minimise; its parts are for the log."""
     run.count(loss_answer=float(losses.answer), loss_text=float(losses.text))
     return losses.total
+
+
+def count_flops(run: ModelRun, batch: Any, shift: int, **how: Any) -> None:
+    """Of a step over this process's rows (`Batch` or `MemoryBatch`); `how`: see `step_flops`."""
+    num_logits = len(targets(batch.kind_BT, run.recipe.text_stride, shift))
+    run.count(flops=step_flops(run.recipe.shape, *batch.ids_BT.shape, num_logits, **how))
 
 
 @torch.no_grad()

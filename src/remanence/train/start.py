@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +17,7 @@ from remanence.errors import InputError
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_or_skip
+from remanence.train.cost import peak_of
 from remanence.train.export import export
 from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.growth import grown
@@ -68,6 +70,7 @@ def start_run(
         recipe.guard,
         within,
         data,
+        peak_flops=peak_of(torch.cuda.get_device_name()) if device.type == "cuda" else None,
         recipe=recipe,
         model=model,
         encoder=encoder,
