@@ -21,6 +21,7 @@ from remanence.train.model import cast
 from remanence.train.recipes.nano import Phase
 from remanence.train.recipes.nano_mplus import LatentPhase
 from remanence.train.rows import facts_row
+from remanence.train.samples import from_pool, samples_every
 from remanence.train.schedule import rate_at
 from remanence.train.shares import memory_shares
 
@@ -50,8 +51,18 @@ def latent(run: LatentRun, num_steps: int) -> Task:
     def back(tensors: Mapping[str, Tensor], values: Any) -> None:
         restore(run, tensors, values)
 
-    recipe = run.recipe
-    return Task("latent", loss, rate, found, recipe.eval_every, recipe=recipe, state=lambda: state(run), restore=back)
+    return Task(
+        "latent",
+        loss,
+        rate,
+        found,
+        run.recipe.eval_every,
+        sample=lambda step: from_pool(run),
+        sample_every=samples_every(run.recipe),
+        recipe=run.recipe,
+        state=lambda: state(run),
+        restore=back,
+    )
 
 
 @torch.no_grad()

@@ -78,8 +78,10 @@ class Task:
 
     `loss(batch number)`: a scalar to minimise, and the tokens it was made of. `rate(step)` multiplies the learning
     rates. `evaluate(step)`: figures for the log, every `eval_every` steps; `ends(step)` before the first step and
-    after the last. `state` and `restore`: tensors beside weights and optimizer that the next step depends on, and
-    values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is not gone on from.
+    after the last; `sample(step)`: answers to look at, every `sample_every` steps (0: none). None of these changes what
+    is trained, nor draws from torch's generator. `state` and `restore`: tensors beside weights and optimizer that the
+    next step depends on, and values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is
+    not gone on from.
     """
 
     stage: str
@@ -88,6 +90,8 @@ class Task:
     evaluate: Callable[[int], dict[str, Any]] = nothing
     eval_every: int = 200
     ends: Callable[[int], dict[str, Any]] = nothing
+    sample: Callable[[int], dict[str, Any]] = nothing
+    sample_every: int = 0
     recipe: Any = None
     state: Callable[[], tuple[dict[str, Tensor], Any]] = lambda: ({}, None)
     restore: Callable[[Mapping[str, Tensor], Any], None] = lambda tensors, values: None
@@ -112,6 +116,8 @@ def train(run: Run, task: Task, num_steps: int) -> None:
             _log_means(run, task)
         if run.step % task.eval_every == 0:
             _log_figures(run, task, run.within(task.evaluate, run.step))
+        if task.sample_every and run.step % task.sample_every == 0:
+            _log_figures(run, task, run.within(task.sample, run.step))
         if run.watched.is_calm and parallel.decided(time.monotonic() - saved > run.save_seconds):
             save(run, task)
             saved = time.monotonic()

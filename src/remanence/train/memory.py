@@ -34,6 +34,7 @@ from remanence.train.plain import (
 from remanence.train.recipes.nano import STAGES, Phase, Stage, StageName
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, draw_row, facts_row
+from remanence.train.samples import from_memories, samples_every
 from remanence.train.schedule import Schedule, rate_at
 from remanence.train.shares import memory_shares
 from remanence.types import ExplicitMemory
@@ -204,7 +205,11 @@ def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> T
         many = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items() if name.startswith("loss")}
         return many if step else {**evaluate(0), **many}
 
-    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, recipe)
+    def sample(step: int) -> dict[str, Any]:
+        phase = phase_at(phases, step)
+        return {} if phase.books == 1 else from_memories(run, lm, phase.slots)
+
+    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, sample, samples_every(recipe), recipe)
 
 
 def _losses(run: ModelRun, lm: LM, phase: Phase, stage: Stage, number: int) -> tuple[Losses, Tensor]:

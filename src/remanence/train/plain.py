@@ -18,6 +18,7 @@ from remanence.train.model import cast, compile_layers, logits_at, use_fast_atte
 from remanence.train.recipes.nano import Phase, Recipe
 from remanence.train.row import Row
 from remanence.train.rows import Encoder
+from remanence.train.samples import from_text, samples_every
 from remanence.train.schedule import rate_at
 
 EVAL_ROWS = 32
@@ -96,7 +97,11 @@ def warm_up(run: ModelRun) -> Task:
         found = evaluate_text(run, ENDS_ROWS) if is_text else {}
         return {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
 
-    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends, run.recipe)
+    def sample(step: int) -> dict[str, Any]:
+        return {} if phase_at(run.recipe.warmup, step - 1).books == 1 else from_text(run)
+
+    every = samples_every(run.recipe)
+    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends, sample, every, run.recipe)
 
 
 def counted(run: ModelRun, losses: Losses) -> Tensor:
