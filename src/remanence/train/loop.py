@@ -247,7 +247,7 @@ def _compare(run: Run, task: Task, kept: dict[str, Any]) -> None:
     now = _fields(task)
     changed = {name: [kept.get(name), now.get(name)] for name in {**kept, **now} if kept.get(name) != now.get(name)}
     for name, (before, wanted) in changed.items():
-        if name.startswith(MODEL_FIELDS):
+        if name.startswith(MODEL_FIELDS) and name in kept:  # a field that is newer than it changes no weights
             raise InputError(
                 f"the checkpoint in {str(run.folder / task.stage)!r} is of another recipe: {name} is {before}",
                 f"set {name} so instead of {wanted}, or give another --out",
