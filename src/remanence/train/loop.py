@@ -181,7 +181,7 @@ def _log_means(run: Run, task: Task) -> None:
     if flops and run.peak_flops:
         speed["mfu"] = round(flops / max(1e-9, seconds) / run.peak_flops, 4)
     means = {k: round(v / sums[f"#{k}"], 4) for k, v in sums.items() if f"#{k}" in sums and k[0] != "#"}
-    told = {"step": run.step, "stage": task.stage, "seconds": round(run.seconds)}
+    told = {"step": run.step, "stage": task.stage, "seconds": round(run.seconds), "tokens": run.tokens}
     run.log({**told, **means, **speed})
 
 
