@@ -12,7 +12,7 @@ from remanence.bank import Bank, Draft
 from remanence.cli.app import app
 from remanence.errors import BankBusy
 
-VERBS = ["demo", "write", "ask", "chat", "why", "bank", "doctor", "train", "eval", "bench"]
+VERBS = ["demo", "write", "ask", "chat", "why", "bank", "doctor", "train", "push", "eval", "bench"]
 COMMON = {"--bank", "--namespace", "--json"}
 WITH_MODEL = {"--model", "--method"}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_log_is_shown_and_as_json_the_final_figures_alone(call, tmp_path, mo
                 file.write(json.dumps(record) + "\n")
             print(json.dumps(record))
 
-    monkeypatch.setattr(start, "start_run", lambda *_, **__: None)
+    monkeypatch.setattr(start, "start_run", lambda *_, **__: SimpleNamespace(sinks=()))
     monkeypatch.setattr(start, "run_stage", log)
     outcome = call("train", "--stage", "warmup", "--out", ".", *options)
     if not options:

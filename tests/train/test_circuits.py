@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import torch
@@ -15,8 +16,8 @@ from remanence.train.rows import _drill
 from remanence.train.vectors import word_vectors
 
 
-def copied(start: bool) -> float:
-    model = build_model(Recipe().shape, 0)
+def copied(start: bool, qk_norm: bool = False) -> float:
+    model = build_model(replace(Recipe().shape, qk_norm=qk_norm), 0)
     if start:
         start_with_copying(model, 0)
     rng = Random(1)
@@ -31,6 +32,7 @@ def copied(start: bool) -> float:
 def test_copying_is_there_before_the_first_step() -> None:
     assert copied(False) < 0.05
     assert copied(True) > 0.4
+    assert copied(True, qk_norm=True) > 0.4
 
 
 def test_the_recipe_fits_the_repository() -> None:

@@ -9,7 +9,9 @@ from remanence.train.cost import (
     MemoryShape,
     break_even,
     forward_flops,
+    peak_of,
     read_flops,
+    step_flops,
     text_flops,
     training_flops,
     write_flops,
@@ -61,3 +63,21 @@ def test_a_step_with_memory_beside_one_without():
     plain = training_flops(shape, 2048)
     assert training_flops(shape, 2048, MEMORY) / plain == pytest.approx(1.83, abs=5e-3)
     assert training_flops(shape, 2048, MEMORY, stop_gradient=True) / plain == pytest.approx(1.28, abs=5e-3)
+
+
+def test_a_step_costs_what_its_sequences_cost() -> None:
+    shape = SHAPES["nano"]
+    assert step_flops(shape, 4, 256, 1024) == pytest.approx(4 * training_flops(shape, 256))
+    fewer = step_flops(shape, 4, 256, 100)
+    assert step_flops(shape, 4, 256, 1024) - fewer == pytest.approx(6 * 924 * shape.vocab_size * shape.width)
+    memory = MemoryShape(reference_tokens=128, kept_tokens=8, chunk_tokens=64, memories=1)
+    read = step_flops(shape, 4, 64, 256, [128] * 4, 8)
+    assert read == pytest.approx(4 * training_flops(shape, 64, memory))
+    detached = step_flops(shape, 4, 64, 256, [128] * 4, 8, writes=False)
+    assert detached == pytest.approx(4 * training_flops(shape, 64, memory, stop_gradient=True))
+    assert step_flops(shape, 1, 64, 64, [5], 8) < step_flops(shape, 1, 64, 64, [9], 8)
+
+
+def test_a_gpu_is_known_by_a_part_of_its_name() -> None:
+    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of("a processor") is None

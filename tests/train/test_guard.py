@@ -65,6 +65,7 @@ def test_a_run_that_diverges_goes_back_and_comes_through(tmp_path: Path) -> None
     assert all(record["went_back_to"] <= 12 < record["step"] for record in back)
     assert all(record["reason"] for record in back)
     assert run.step == 30
+    assert run.spikes >= len(back)
     assert run.rate == pytest.approx(0.01 ** len(back))
     assert run.skipped == sum(last - first + 1 for first, last in (record["left_out"] for record in back))
     assert all(first <= 12 <= last for first, last in (back[0]["left_out"],))
@@ -103,6 +104,7 @@ def test_one_that_they_have_not_is_never_gone_back_to_again(tmp_path: Path, monk
     assert gone_back(tmp_path, broken, 20, monkeypatch) == [[11, 5], [6, 5], [10, 5]]
     run, task = begin(tmp_path, smaller(nano()), "warmup")
     loop.resume(run, task)
+    assert run.spikes == 3
     assert (run.step, run.skipped, run.rewinds) == (20, 15, 3), "what was left out stays left out after a kill"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import ask, bank, bench, chat, data, demo, doctor, eval, train, why, write
+from remanence.cli import ask, bank, bench, chat, data, demo, doctor, eval, push, train, why, write
 
 EPILOG = (
     "Exit codes: 0 all well; 1 something is wrong (doctor, verify) or a bug; 2 the input cannot be used; 130 Ctrl-C."
@@ -51,5 +51,6 @@ app.add_typer(bank.app, name="bank")
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("push")(push.push)
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")

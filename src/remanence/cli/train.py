@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ import typer
 
 from remanence.cli import options as o
 from remanence.cli.terminal import print_json, say
+from remanence.cli.watching import watching
 
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field; may be repeated.")
@@ -31,6 +32,12 @@ StartOption = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where log and checkpoints are kept.")]
 DamagedOption = Annotated[
     Literal["stop", "skip"], typer.Option("--damaged", help="What to do where a file of books cannot be read.")
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Write the log's figures for TensorBoard too, into --out.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take; train nothing.")]
 ListOption = Annotated[bool, typer.Option("--list", help="Show recipes and their fields; train nothing.")]
@@ -54,16 +61,15 @@ def train(
     listed: ListOption = False,
     dry_run: DryRunOption = False,
     damaged: DamagedOption = "stop",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the layers for the warm-up: faster; needs a C++ compiler.")
-    ] = False,
+    compiled: CompileOption = False,
+    tensorboard: TensorboardOption = False,
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads.")] = 2,
     as_json: o.JsonOption = False,
 ) -> None:
     """Train a model by a recipe: `nano` first with passages as text, then with memory, then its search head.
 
-    The log is shown as it grows, one JSON object a line; with --json on standard error. Many processes train one
-    model: `torchrun --nproc-per-node N -m remanence train nano`.
+    A terminal shows a bar, a pipe the log as it grows, one JSON object a line; with --json on standard error. Many
+    processes train one model: `torchrun --nproc-per-node N -m remanence train nano`.
     """
     import torch
 
@@ -86,8 +92,9 @@ def train(
         show_estimate(chosen, wanted, as_json)
         return
     torch.set_num_threads(threads)
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        kind.train(chosen, wanted)
+    screen = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with screen, watching(out, tensorboard) as watch:
+        kind.train(chosen, replace(wanted, watch=watch))
     if as_json and not parallel.rank():
         print_json({"recipe": recipe, "out": str(out), "stages": _figures(out / "log.jsonl")})
     parallel.leave()

@@ -32,6 +32,7 @@ class Wanted:
     skip_damaged: bool
     compiled: bool
     uri: str | None = None
+    watch: Callable[[Any], None] = lambda run: None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def train_stages(recipe: Recipe, wanted: Wanted) -> None:
         run = start_run(
             recipe, wanted.data, wanted.out, begins, compiled=wanted.compiled, skip_damaged=wanted.skip_damaged
         )
+        wanted.watch(run)
         run_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
 
 
@@ -84,6 +86,7 @@ def train_chat(recipe: ChatRecipe, wanted: Wanted) -> None:
         recipe = replace(recipe, base=str(wanted.start))
     for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
         run = chat_start.start_chat_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
+        wanted.watch(run)
         if one == "export":
             chat_start.export_chat(run, wanted.out / wanted.name.replace("/", "-"))
         else:
@@ -106,6 +109,7 @@ def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     if wanted.stage != "all" and not checkpoint.exists(out / "latent"):
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     run = latent_start.start_latent_run(recipe, recipe.base, wanted.data, out, skip_damaged=wanted.skip_damaged)
+    wanted.watch(run)
     task = latent(run, recipe.num_steps)
     if (wanted.resume or wanted.stage != "all") and checkpoint.exists(out / "latent"):
         loop.resume(run, task)
@@ -135,6 +139,7 @@ def train_sequences(recipe: SequenceRecipe, wanted: Wanted) -> None:
     if wanted.compiled:
         raise InputError(f"{wanted.name} has no --compile", "leave it out")
     run = start_sequence_run(recipe, wanted.uri or wanted.data, wanted.out, wanted.start)
+    wanted.watch(run)
     if wanted.stage == "all":
         run_sequences(run, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / recipe.stage))
     if wanted.stage == "export" or parallel.size() == 1:

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from remanence.errors import ContextTooLong, InputError
-from remanence.lm import family, lora, published, seam, tiny
+from remanence.lm import family, hub, lora, published, seam, tiny
 from remanence.lm.embedder import ModelEmbedder
 from remanence.types import KV, Prefix
 
-SETTINGS = "remanence.json"
+SETTINGS = hub.SETTINGS
 LATENT = "latent.safetensors"
 ASSETS = Path(__file__).parent.parent / "assets"
 BUNDLED = {name: ASSETS / name for name in ("nano", "nano-mplus")}
@@ -249,8 +249,9 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     if str(name) == "tiny":
         return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
     folder = BUNDLED.get(str(name), Path(name))
-    if adapter := _settings(folder).get("adapter"):
-        return _adapted(load(str(adapter["base"]), device=device, dtype=dtype), folder, str(name))
+    beside = folder if folder.is_dir() else hub.beside(str(name))
+    if beside and (adapter := _settings(beside).get("adapter")):
+        return _adapted(load(str(adapter["base"]), device=device, dtype=dtype), beside, str(name))
     if (folder / "config.json").is_file() and published.is_published(_config(folder)):
         return _published(folder, str(name), device, dtype)
     is_folder = (folder / "config.json").is_file()
@@ -268,7 +269,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
             f"model {str(name)!r} cannot be loaded: {reason}",
             "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
         ) from error
-    return LM(_on(model, device), tokenizer, str(name), folder if folder.is_dir() else None)
+    return LM(_on(model, device), tokenizer, str(name), beside)
 
 
 def _adapted(lm: LM, folder: Path, name: str) -> LM:

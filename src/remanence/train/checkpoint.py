@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +35,22 @@ class Checkpoint:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def log(folder: Path, record: dict[str, Any]) -> None:
-    """One line more in `log.jsonl`, and on the screen."""
+Sink = Callable[[dict[str, Any]], None]
+"""What is told every record of a log."""
+
+
+def show(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+
+
+def log(folder: Path, record: dict[str, Any], sinks: Sequence[Sink] = (show,)) -> None:
+    """One line more in `log.jsonl`, and on the screen or wherever else it is told; by the first process alone."""
     if parallel.rank():
         return
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-    print(json.dumps(record), flush=True)
+    for sink in sinks:
+        sink(record)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:

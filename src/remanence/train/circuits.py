@@ -25,7 +25,9 @@ class CircuitConfig:
 
     `constant` is the share of every embedding that is the same for all tokens: what the look-back heads
     hold on to, `meaning` the share of the rest's variance that is word vectors. `slow`: rotary pairs that turn by
-    less than this from token to token (radians) do not disturb a match.
+    less than this from token to token (radians) do not disturb a match. `gain`: of normalised queries and keys (QK
+    norm) in the two layers that copy, where it stands in for `look_back` and `match`: at nano's shape 56 % of random
+    tokens are copied so, 47 % without QK norm, none with a gain of 1.
     """
 
     embedding_std: float = 0.1
@@ -37,6 +39,7 @@ class CircuitConfig:
     copy: float = 0.8
     other: float = 0.015
     slow: float = 0.05
+    gain: float = 2.0
 
 
 @torch.no_grad()
@@ -75,6 +78,9 @@ def start_with_copying(
             attention.k_proj.weight[rows] = key_DC
             attention.v_proj.weight[rows] = value_DC
             attention.o_proj.weight[:, rows] = out_CD
+    for attention in layers[:2] if hasattr(layers[0], "q_norm") else ():
+        attention.q_norm.weight.fill_(config.gain)
+        attention.k_norm.weight.fill_(config.gain)
 
 
 def _embeddings(model: Any, vector_VC: Tensor | None, config: CircuitConfig, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remanence.train.shapes import Shape
@@ -70,6 +71,34 @@ def training_flops(
     written = chunks * write_flops(shape, memory)
     read = sum(min(chunk + 1, memory.memories) for chunk in range(chunks)) * read_flops(shape, memory)
     return flops + (1 if stop_gradient else 3) * written + 3 * read
+
+
+def step_flops(
+    shape: Shape,
+    rows: int,
+    num_tokens: int,
+    num_logits: int,
+    written: Sequence[int] = (),
+    kept_tokens: int | None = None,
+    *,
+    writes: bool = True,
+) -> float:
+    """A step over `rows` with logits at `num_logits` places, forward and backward, nothing computed twice.
+
+    `written`: the tokens of every reference, each of which becomes a memory of `kept_tokens` (None: all) and is read by
+    one row. Without `writes` no gradient goes through the writing.
+    """
+    unneeded = 2 * (rows * num_tokens - num_logits) * shape.vocab_size * shape.width
+    flops = 3 * (rows * forward_flops(shape, num_tokens) - unneeded)
+    for tokens in written:
+        memory = MemoryShape(tokens, min(tokens, kept_tokens or tokens), num_tokens)
+        flops += (3 if writes else 1) * write_flops(shape, memory) + 3 * read_flops(shape, memory)
+    return flops
+
+
+def peak_of(device: str) -> float | None:
+    """FLOPs a second that the GPU of this name is sold with; None where that is not known."""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in device), None)
 
 
 def break_even(shape: Shape, memory: MemoryShape, train_tokens: int = 2048) -> tuple[float, float]:

@@ -31,6 +31,7 @@ def stage_begins(run: Run, stage: str, recipe: Any, *, again: bool = False) -> N
     entry = {
         "stage": stage,
         "again": again,
+        "given_weights": bool(getattr(run, "has_start", False)),
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from remanence.latent.pool import Pool
+from remanence.lm import seam
 from remanence.train.documents import LatentDocument, gather, questions
 from remanence.train.latent_run import LatentRun, restore, state
 from remanence.train.latent_tasks import read_sentences, step_loss
 from remanence.train.loop import Task
+from remanence.train.losses import targets
 from remanence.train.model import cast
 from remanence.train.recipes.nano import Phase
 from remanence.train.recipes.nano_mplus import LatentPhase
 from remanence.train.rows import facts_row
+from remanence.train.samples import from_pool, samples_every
 from remanence.train.schedule import rate_at
+from remanence.train.shares import memory_shares
 
 
 def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPhase]:
@@ -47,13 +51,26 @@ def latent(run: LatentRun, num_steps: int) -> Task:
     def back(tensors: Mapping[str, Tensor], values: Any) -> None:
         restore(run, tensors, values)
 
-    recipe = run.recipe
-    return Task("latent", loss, rate, found, recipe.eval_every, recipe=recipe, state=lambda: state(run), restore=back)
+    return Task(
+        "latent",
+        loss,
+        rate,
+        found,
+        run.recipe.eval_every,
+        sample=lambda step: from_pool(run),
+        sample_every=samples_every(run.recipe),
+        recipe=run.recipe,
+        state=lambda: state(run),
+        restore=back,
+    )
 
 
 @torch.no_grad()
 def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
-    """Exact match on held-out facts: right after each was written, and after all of them and twice as many texts."""
+    """Exact match on held-out facts: right after each was written, and after all of them and twice as many texts.
+
+    `share_*`: then, where answers are read, the attention on the pool and on what was found in long-term memory.
+    """
     run.lm.model.eval()
     rng, limit = Random(f"{run.recipe.seed} heldout"), run.method.config.chunk_tokens
     documents = []
@@ -73,11 +90,13 @@ def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
     found = {}
     for name, pools in (("fresh", [alone[d] for d in sentences.of_Q.tolist()]), ("later", [pool])):
         prefix: Any = run.method.prefix(run.lm, pools, sentences.asked_QT.long())
-        losses, token, whole = read_sentences(run, prefix, sentences)
+        watch = seam.Watch(frozenset(range(run.lm.dims.num_layers)))
+        losses, token, whole = read_sentences(run, prefix, sentences, watch)
         found |= {f"{name}_exact": round(whole, 3), f"{name}_token": round(token, 3)}
         found |= {f"{name}_loss": round(losses.answer.item(), 3)}
+    asked_N = targets(sentences.batch.kind_BT, 10**6)
     run.lm.model.train()
-    return found
+    return found | memory_shares(watch.seen, sentences.batch.ids_BT.shape[1], 1, asked_N)
 
 
 def _added(run: LatentRun, pool: Pool, ids: list[int]) -> Pool:

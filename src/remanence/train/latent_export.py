@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from remanence.lm.lm import LATENT, SETTINGS
 from remanence.lm.lora import ROLES, save_adapter
+from remanence.train.card import write_card
 from remanence.train.latent_run import LatentRun
 
 
@@ -20,6 +21,8 @@ def export_latent(run: LatentRun, folder: Path, base: str) -> int:
     state = {**run.method.modules(run.lm).state_dict(), "pool_LNC": run.pool.row_LNC}
     tensors = {name: tensor.detach().cpu().bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / LATENT, metadata={"format": "pt"})
-    settings = {"adapter": {"base": base}, "mplus": run.recipe.method | run.recipe.reading}
+    mplus = run.recipe.method | run.recipe.reading
+    settings = {"adapter": {"base": base}, "mplus": mplus}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, run, run.recipe, {"method": "mplus", "base": base, **mplus}, ("latent-memory", "adapter"))
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

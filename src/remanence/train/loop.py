@@ -24,10 +24,12 @@ class Run:
     """Where a training run stands: its folder, what it trains, and how far it has come.
 
     `within` calls what needs the model: of many processes, with the parameters gathered (`parallel.Sharded`). `data`:
-    the folder that its texts are from.
+    the folder that its texts are from. `sinks` are told every record of the log, `stepped` every step, with the stage
+    and how many steps it has. `peak_flops`: what this process's device can do in a second, where that is known.
 
     `skipped`: batches that were left out, so that step N reads batch N + `skipped`; `rate` multiplies every learning
-    rate, and is lowered where the run had to go back. `settled`: calm steps since the last checkpoint.
+    rate, and is lowered where the run had to go back. `spikes`: steps whose loss was high, or no number. `settled`:
+    calm steps since the last checkpoint.
     """
 
     folder: Path
@@ -35,11 +37,15 @@ class Run:
     guard: GuardConfig
     within: Callable[..., Any] = parallel.call
     data: Path | None = None
+    sinks: tuple[checkpoint.Sink, ...] = (checkpoint.show,)
+    stepped: Callable[[Run, str, int], None] = lambda run, stage, num_steps: None
+    peak_flops: float | None = None
     log_every: int = 25
     save_seconds: float = 180.0
     step: int = 0
     skipped: int = 0
     rewinds: int = 0
+    spikes: int = 0
     rate: float = 1.0
     seconds: float = 0.0
     tokens: int = 0
@@ -53,7 +59,7 @@ class Run:
         return self.step + self.skipped
 
     def log(self, record: dict[str, Any]) -> None:
-        checkpoint.log(self.folder, record)
+        checkpoint.log(self.folder, record, self.sinks)
 
     def count(self, **amounts: float) -> None:
         """Amounts whose means the next line of the log shows."""
@@ -73,8 +79,10 @@ class Task:
     `loss(batch number)`: a scalar to minimise, and the tokens it was made of. With `parts` a step is that many batches
     in a row, whose gradients are averaged: step N takes those from N * `parts` on. `rate(step)` multiplies the learning
     rates. `evaluate(step)`: figures for the log, every `eval_every` steps; `ends(step)` before the first step and
-    after the last. `state` and `restore`: tensors beside weights and optimizer that the next step depends on, and
-    values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is not gone on from.
+    after the last; `sample(step)`: answers to look at, every `sample_every` steps (0: none). None of these changes what
+    is trained, nor draws from torch's generator. `state` and `restore`: tensors beside weights and optimizer that the
+    next step depends on, and values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is
+    not gone on from.
     """
 
     stage: str
@@ -83,6 +91,8 @@ class Task:
     evaluate: Callable[[int], dict[str, Any]] = nothing
     eval_every: int = 200
     ends: Callable[[int], dict[str, Any]] = nothing
+    sample: Callable[[int], dict[str, Any]] = nothing
+    sample_every: int = 0
     recipe: Any = None
     parts: int = 1
     state: Callable[[], tuple[dict[str, Tensor], Any]] = lambda: ({}, None)
@@ -103,10 +113,13 @@ def train(run: Run, task: Task, num_steps: int) -> None:
             continue
         run.step, run.seconds = run.step + 1, run.seconds + time.monotonic() - begun
         run.count(seconds=time.monotonic() - begun)
+        run.stepped(run, task.stage, num_steps)
         if run.step % run.log_every == 0:
             _log_means(run, task)
         if run.step % task.eval_every == 0:
             _log_figures(run, task, run.within(task.evaluate, run.step))
+        if task.sample_every and run.step % task.sample_every == 0:
+            _log_figures(run, task, run.within(task.sample, run.step))
         if run.watched.is_calm and parallel.decided(time.monotonic() - saved > run.save_seconds):
             save(run, task)
             saved = time.monotonic()
@@ -123,6 +136,7 @@ def _step(run: Run, task: Task) -> str | None:
         raise InputError(problem, "lower the phase's rows or tokens (--set warmup.0.rows=8), and --resume") from error
     norm = run.optimizer.clip()
     run.watched, reason = judge(run.guard, run.watched, float(parallel.mean(loss)), norm)
+    run.spikes += bool(reason) or not run.watched.is_calm
     if reason:
         return reason
     run.settled += run.watched.is_calm
@@ -152,6 +166,7 @@ def _go_back(run: Run, task: Task, reason: str) -> None:
     A checkpoint is good when calm steps have followed it: the step before it may be what the weights did not survive.
     """
     at, last, rewinds, rate = run.step, run.number, run.rewinds + 1, run.rate * run.guard.lower
+    spikes = run.spikes
     run.optimizer.drop_gradients()
     if rewinds > run.guard.rewinds:
         raise InputError(
@@ -162,18 +177,26 @@ def _go_back(run: Run, task: Task, reason: str) -> None:
         checkpoint.drop_newest(run.folder / task.stage)
     resume(run, task)
     record = {"went_back_to": run.step, "left_out": [run.number, last], "reason": reason, "rate": rate}
-    run.skipped, run.rewinds, run.rate = last + 1 - run.step, rewinds, rate
+    run.skipped, run.rewinds, run.rate, run.spikes = last + 1 - run.step, rewinds, rate, spikes
     run.log({"step": at, "stage": task.stage, **record})
     save(run, task)  # a kill now goes on from here, and leaves out the same
 
 
 def _log_means(run: Run, task: Task) -> None:
-    """Means since the last line; a name that was counted more rarely is a mean over those times."""
+    """Means since the last line; a name that was counted more rarely is a mean over those times.
+
+    `tflops_per_second` and `mfu` (its share of the peak) are each process's own.
+    """
     sums, run.sums = run.sums, {}
-    speed = round(sums.pop("tokens") / max(1e-9, sums.pop("seconds")))
+    seconds, tokens, flops = (sums.pop(name, 0.0) for name in ("seconds", "tokens", "flops"))
+    speed = {"tokens_per_second": round(tokens / max(1e-9, seconds)), "spikes": run.spikes}
+    if flops:
+        speed["tflops_per_second"] = round(flops / max(1e-9, seconds) / 1e12, 4)
+    if flops and run.peak_flops:
+        speed["mfu"] = round(flops / max(1e-9, seconds) / run.peak_flops, 4)
     means = {k: round(v / sums[f"#{k}"], 4) for k, v in sums.items() if f"#{k}" in sums and k[0] != "#"}
-    told = {"step": run.step, "stage": task.stage, "seconds": round(run.seconds)}
-    run.log({**told, **means, "tokens_per_second": speed})
+    told = {"step": run.step, "stage": task.stage, "seconds": round(run.seconds), "tokens": run.tokens}
+    run.log({**told, **means, **speed})
 
 
 def _log_figures(run: Run, task: Task, figures: dict[str, Any]) -> None:
@@ -181,7 +204,7 @@ def _log_figures(run: Run, task: Task, figures: dict[str, Any]) -> None:
         run.log({"step": run.step, "stage": task.stage, **figures})
 
 
-_PROGRESS = ("step", "skipped", "rewinds", "rate", "seconds", "tokens", "sums")
+_PROGRESS = ("step", "skipped", "rewinds", "spikes", "rate", "seconds", "tokens", "sums")
 
 
 def save(run: Run, task: Task) -> None:
@@ -216,7 +239,7 @@ def resume(run: Run, task: Task) -> None:
     run.optimizer.load_weights(found.weights)
     run.optimizer.load(found.optimizer)
     for name in _PROGRESS:
-        setattr(run, name, found.progress[name])
+        setattr(run, name, found.progress.get(name, getattr(run, name)))  # an older one knows fewer
     watched = found.progress["watched"]
     run.watched = Watched(tuple(watched["calm"]), watched["high"])
     torch.set_rng_state(found.tensors["random"])
@@ -238,7 +261,7 @@ def _compare(run: Run, task: Task, kept: dict[str, Any]) -> None:
     now = _fields(task)
     changed = {name: [kept.get(name), now.get(name)] for name in {**kept, **now} if kept.get(name) != now.get(name)}
     for name, (before, wanted) in changed.items():
-        if name.startswith(MODEL_FIELDS):
+        if name.startswith(MODEL_FIELDS) and name in kept:  # a field that is newer than it changes no weights
             raise InputError(
                 f"the checkpoint in {str(run.folder / task.stage)!r} is of another recipe: {name} is {before}",
                 f"set {name} so instead of {wanted}, or give another --out",

@@ -22,6 +22,7 @@ from remanence.train.plain import (
     ENDS_ROWS,
     EVAL_ROWS,
     ModelRun,
+    count_flops,
     counted,
     evaluate_plain,
     evaluate_text,
@@ -33,7 +34,9 @@ from remanence.train.plain import (
 from remanence.train.recipes.nano import STAGES, Phase, Stage, StageName
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, draw_row, facts_row
+from remanence.train.samples import from_memories, samples_every
 from remanence.train.schedule import Schedule, rate_at
+from remanence.train.shares import memory_shares
 from remanence.types import ExplicitMemory
 
 LOOK, KEEP, GATHER = 0.5, 0.4, 0.2
@@ -78,11 +81,17 @@ def _beside_memories(row: Row, encoder: Encoder, tokens: int) -> tuple[list[int]
 
 
 def read_memories(
-    lm: LM, config: Memory3Config, batch: MemoryBatch, index_N: Tensor, hint: bool = False
+    lm: LM,
+    config: Memory3Config,
+    batch: MemoryBatch,
+    index_N: Tensor,
+    hint: bool = False,
+    watch: seam.Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """logits_NV at chosen positions and, with `hint`, the losses of all hints (else 0).
 
-    Every row's references are written, and read by all of its tokens; without `hint` no gradient reaches the writing.
+    Every row's references are written, and read by all of its tokens; without `hint` no gradient reaches the writing,
+    and the reading is shown to `watch`.
     """
     method = Memory3(config)
     references = [ids for row in batch.references for ids in row]
@@ -96,7 +105,8 @@ def read_memories(
     positions_BT = prefix.offset_tokens + torch.arange(T, device=lm.device)[None]
     last = config.memory_layers[-1]
     model: Any = lm.model
-    watch = seam.Watch(frozenset(config.memory_layers) if hint else frozenset())
+    if hint or watch is None:
+        watch = seam.Watch(frozenset(config.memory_layers) if hint else frozenset())
     hidden_BTC = model.model(
         batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, watch=watch
     ).last_hidden_state
@@ -192,10 +202,14 @@ def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> T
         if phase.books != 1:
             return {}
         found = evaluate_memory_text(run, lm, phase.slots, ENDS_ROWS)
-        many = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
+        many = {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items() if name.startswith("loss")}
         return many if step else {**evaluate(0), **many}
 
-    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, recipe)
+    def sample(step: int) -> dict[str, Any]:
+        phase = phase_at(phases, step)
+        return {} if phase.books == 1 else from_memories(run, lm, phase.slots)
+
+    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, sample, samples_every(recipe), recipe)
 
 
 def _losses(run: ModelRun, lm: LM, phase: Phase, stage: Stage, number: int) -> tuple[Losses, Tensor]:
@@ -203,12 +217,16 @@ def _losses(run: ModelRun, lm: LM, phase: Phase, stage: Stage, number: int) -> t
     if stage.reads and recipe.plain_every and number % recipe.plain_every == recipe.plain_every - 1:
         plain = replace(phase, tokens=phase.plain_tokens or phase.tokens)
         batch = plain_batch(recipe.seed + 1, number, plain, run.corpora, run.encoder)
+        count_flops(run, batch, number)
         return plain_losses(run, batch, number), batch.ids_BT
     read = memory_batch(run, phase, f"{recipe.seed} memory {number}")
     if not stage.reads:
+        count_flops(run, read, number)
         return plain_losses(run, Batch(read.ids_BT, read.kind_BT), number), read.ids_BT
     whole = recipe.whole_every and number % recipe.whole_every == recipe.whole_every - 1
     config = configured(lm, None if whole else phase.slots)
+    written = [len(ids) for row in read.references for ids in row]
+    count_flops(run, read, number, written=written, kept_tokens=config.kept_tokens, writes=stage.writes)
     return memory_losses(run, lm, config, read, number, stage.writes), read.ids_BT
 
 
@@ -226,11 +244,17 @@ def configured(lm: LM, slots: int | None) -> Memory3Config:
     return replace(paper(lm), kept_tokens=slots)
 
 
+def watching(lm: LM) -> seam.Watch:
+    """Shows what the memory layers attend to."""
+    return seam.Watch(frozenset(paper(lm).memory_layers))
+
+
 @torch.no_grad()
 def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
     """Exact match on held-out facts read from 5 memories (as trained now, and with the paper's 8 tokens).
 
-    `loss_*` is in nats per token of answers; "none": the same questions without memory.
+    `loss_*` is in nats per token of answers; "none": the same questions without memory. `share_*`: the attention on
+    memory where an answer is read as trained now.
     """
     run.model.eval()
     lm.drop_constants()
@@ -238,14 +262,16 @@ def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_R
     phase = Phase(0, rows, 224, (5, 5), 3)
     batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
     index_N = targets(batch.kind_BT, 10**6)
-    for kept in dict.fromkeys((slots, 8)):
+    for kept in dict.fromkeys((8, slots)):
+        config, watch = configured(lm, kept), watching(lm)
         with cast(run.device, run.recipe):
-            logits_NV, _ = read_memories(lm, configured(lm, kept), batch, index_N)
+            logits_NV, _ = read_memories(lm, config, batch, index_N, watch=watch)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
         loss = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 0.0).answer
         name = f"memory{'all' if kept is None else kept}"
         found |= {f"{name}_token": round(token, 3), f"{name}_exact": round(whole, 3)}
         found |= {f"loss_{name}": round(float(loss), 3)}
+    found |= memory_shares(watch.seen, batch.ids_BT.shape[1], len(Memory3(config).prefix_ids(lm)), index_N)
     found["loss_none"] = round(float(plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)).answer), 3)
     found |= evaluate_plain(run, rows)
     run.model.train()
@@ -254,13 +280,20 @@ def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_R
 
 @torch.no_grad()
 def evaluate_memory_text(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_ROWS) -> dict[str, float]:
-    """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without."""
+    """`loss_text_memory`: nats per token of running text that reads memories of paragraphs before it; and without.
 
+    `share_*`: the attention on memory of every eighth token of the first rows.
+    """
     lm.drop_constants()
+    config, shares = configured(lm, slots), dict[str, float]()
 
     def read(part: list[Row]) -> tuple[Tensor, MemoryBatch]:
-        batch = pack_memory(part, TEXT_TOKENS, run.encoder).to(run.device)
+        batch, watch = pack_memory(part, TEXT_TOKENS, run.encoder).to(run.device), watching(lm)
         with cast(run.device, run.recipe):
-            return read_memories(lm, configured(lm, slots), batch, targets(batch.kind_BT, 1))[0], batch
+            logits_NV, _ = read_memories(lm, config, batch, targets(batch.kind_BT, 1), watch=watch)
+        if not shares:
+            num_lead = len(Memory3(config).prefix_ids(lm))
+            shares.update(memory_shares(watch.seen, batch.ids_BT.shape[1], num_lead, targets(batch.kind_BT, 8)))
+        return logits_NV, batch
 
-    return {**mean_text_loss(run, rows, "loss_text_memory", read), **evaluate_text(run, rows)}
+    return {**mean_text_loss(run, rows, "loss_text_memory", read), **evaluate_text(run, rows), **shares}

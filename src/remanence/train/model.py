@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from remanence.lm import seam
@@ -18,8 +18,8 @@ FAST = "remanence_fast"
 
 
 def build_model(shape: Shape, seed: int) -> Any:
-    """A Llama with random weights (normal, standard deviation 0.02)."""
-    config = LlamaConfig(
+    """A Llama with random weights (normal, standard deviation 0.02); with `qk_norm` a Qwen3, which is one with that."""
+    config = (Qwen3Config if shape.qk_norm else LlamaConfig)(
         vocab_size=shape.vocab_size,
         hidden_size=shape.width,
         intermediate_size=shape.mlp_width,
@@ -35,7 +35,7 @@ def build_model(shape: Shape, seed: int) -> Any:
         pad_token_id=2,
     )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = Qwen3ForCausalLM(config) if shape.qk_norm else LlamaForCausalLM(config)
     model.set_attn_implementation("sdpa")
     return model
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from remanence.train.batches import Batch, heldout_batch, plain_batch, text_batch, text_rows
 from remanence.train.corpora import Corpora
+from remanence.train.cost import step_flops
 from remanence.train.loop import Run, Task
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
 from remanence.train.model import cast, compile_layers, logits_at, use_fast_attention
 from remanence.train.recipes.nano import Phase, Recipe
 from remanence.train.row import Row
 from remanence.train.rows import Encoder
+from remanence.train.samples import from_text, samples_every
 from remanence.train.schedule import rate_at
 
 EVAL_ROWS = 32
@@ -81,6 +83,7 @@ def warm_up(run: ModelRun) -> Task:
     def loss(number: int) -> tuple[Tensor, int]:
         phase = phase_at(run.recipe.warmup, number)
         batch = plain_batch(run.recipe.seed, number, phase, run.corpora, run.encoder)
+        count_flops(run, batch, number)
         return counted(run, plain_losses(run, batch, number)), batch.ids_BT.numel()
 
     def rate(step: int) -> float:
@@ -94,13 +97,23 @@ def warm_up(run: ModelRun) -> Task:
         found = evaluate_text(run, ENDS_ROWS) if is_text else {}
         return {f"{name}_{ENDS_ROWS}": loss for name, loss in found.items()}
 
-    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends, run.recipe)
+    def sample(step: int) -> dict[str, Any]:
+        return {} if phase_at(run.recipe.warmup, step - 1).books == 1 else from_text(run)
+
+    every = samples_every(run.recipe)
+    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends, sample, every, run.recipe)
 
 
 def counted(run: ModelRun, losses: Losses) -> Tensor:
     """The loss to minimise; its parts are for the log."""
     run.count(loss_answer=float(losses.answer), loss_text=float(losses.text))
     return losses.total
+
+
+def count_flops(run: ModelRun, batch: Any, shift: int, **how: Any) -> None:
+    """Of a step over this process's rows (`Batch` or `MemoryBatch`); `how`: see `step_flops`."""
+    num_logits = len(targets(batch.kind_BT, run.recipe.text_stride, shift))
+    run.count(flops=step_flops(run.recipe.shape, *batch.ids_BT.shape, num_logits, **how))
 
 
 @torch.no_grad()

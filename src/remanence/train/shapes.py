@@ -9,7 +9,11 @@ ROPE_THETA = 10_000.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama architecture: gated MLP, RMSNorm, no bias. `head_width` None: the width over the heads."""
+    """A Llama architecture: gated MLP, RMSNorm, no bias. `head_width` None: the width over the heads.
+
+    `qk_norm`: queries and keys of every head are normalised before RoPE (RMSNorm with a gain, as Qwen3 has it), which
+    keeps attention's logits from growing (arXiv 2302.05442).
+    """
 
     vocab_size: int = 8192
     width: int = 256
@@ -21,6 +25,7 @@ class Shape:
     head_width: int | None = None
     tied: bool = True
     rope_theta: float = ROPE_THETA
+    qk_norm: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -43,7 +48,8 @@ class Shape:
     @property
     def num_parameters(self) -> int:
         """All of them, norms too."""
-        return self.num_layers * (self.layer_parameters + 2 * self.width) + self.width + self.embedding_parameters
+        norms = 2 * self.width + (2 * self.head_dim if self.qk_norm else 0)
+        return self.num_layers * (self.layer_parameters + norms) + self.width + self.embedding_parameters
 
 
 SHAPES = {

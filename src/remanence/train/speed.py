@@ -15,7 +15,7 @@ from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer
 from remanence.methods.memory3 import Memory3, paper
 from remanence.provenance import commit, machine
-from remanence.train.cost import PEAK_FLOPS, MemoryShape, training_flops
+from remanence.train.cost import MemoryShape, peak_of, training_flops
 from remanence.train.model import build_model, to_bfloat16, use_fast_attention
 from remanence.train.optimizer import Group, Optimizer
 from remanence.train.sequences import Sequences, sequence_loss
@@ -122,7 +122,6 @@ def _figures(measured: tuple[float, int | None], flops: float, options: Options)
         "flops_per_second": flops / seconds,
     }
     if peak_bytes is not None:
-        name = torch.cuda.get_device_name()
-        peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+        peak = peak_of(torch.cuda.get_device_name())
         found |= {"peak_bytes": peak_bytes, "mfu": None if peak is None else flops / seconds / peak}
     return found

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.errors import InputError
+from remanence.methods.memory3 import paper
 from remanence.train import checkpoint, loop, parallel
+from remanence.train.card import write_card
 from remanence.train.circuits import start_with_copying
 from remanence.train.corpora import Corpora, load_or_skip
+from remanence.train.cost import peak_of
 from remanence.train.export import export
 from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.growth import grown
@@ -69,6 +74,7 @@ def start_run(
         recipe.guard,
         within,
         data,
+        peak_flops=peak_of(torch.cuda.get_device_name()) if device.type == "cuda" else None,
         recipe=recipe,
         model=model,
         encoder=encoder,
@@ -165,9 +171,11 @@ def finish(run: ModelRun, head: HeadRecipe | None = None) -> None:
     if parallel.size() > 1:
         raise InputError("a model is exported by one process", "start `--stage export` without torchrun")
     loop.load_weights(run, "continual")
-    found = train_head(reading_model(run), head or HeadRecipe(), run.corpora, run.recipe.seed)
+    lm = reading_model(run)
+    found = train_head(lm, head or HeadRecipe(), run.corpora, run.recipe.seed)
     run.log({"stage": "head", "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})
     export(run.folder / "export", run.recipe.shape, run.optimizer.masters, run.encoder.tokenizer, found)
+    write_card(run.folder / "export", run, run.recipe, {"method": "memory3", **asdict(paper(lm))})
 
 
 def load_or_train_tokenizer(recipe: Recipe, corpora: Corpora, folder: Path) -> PreTrainedTokenizerFast:

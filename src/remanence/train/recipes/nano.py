@@ -83,6 +83,7 @@ class Recipe:
     passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
     of the second stage over which they fall, as `schedule` says. `text_stride`: of text, every so many-th token
     counts. `stages`: those of a whole run. `dtype`: of the model and its products; what is trained is float32 in both.
+    `sample_every`: answers to held-out questions are logged every so many steps (None: as evaluations are, 0: never).
     `z_weight`: see `answer_losses`. `checkpointing`: layers are computed again in the backward pass instead of kept.
     """
 
@@ -106,13 +107,14 @@ class Recipe:
     z_weight: float = 0.0
     checkpointing: bool = False
     eval_every: int = 200
+    sample_every: int | None = None
     stages: tuple[StageName, ...] = ("warmup", "continual", "export")
     clip_norm: float = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        check_counts(self, "eval_every", "text_stride")
+        check_counts(self, "eval_every", "text_stride", *(["sample_every"] if self.sample_every else []))
         if not 0 < self.decay_share <= 1:
             raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
 

@@ -49,7 +49,7 @@ class LatentRecipe:
     negatives; the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it
     trains. `reading`: what the model that comes out is read with instead: fewer long-term rows than it was trained on
     (chosen on held-out facts that no exam asks), a threshold between questions and running text, and room for more than
-    a million tokens, of which 64 rows hold 128.
+    a million tokens, of which 64 rows hold 128. `sample_every`: as in `nano.Recipe`.
     """
 
     seed: int = 0
@@ -92,11 +92,12 @@ class LatentRecipe:
     decay_share: float = 0.6
     clip_norm: float = 1.0
     eval_every: int = 200
+    sample_every: int | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        check_counts(self, "eval_every", "num_steps")
+        check_counts(self, "eval_every", "num_steps", *(["sample_every"] if self.sample_every else []))
         if not 0 < self.decay_share <= 1:
             raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
 

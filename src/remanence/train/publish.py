@@ -1,0 +1,86 @@
+"""A model folder to the Hugging Face Hub: looked through first, and private unless it is to be public."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from remanence.errors import InputError
+from remanence.lm.hub import ID
+
+SUFFIXES = (".json", ".safetensors", ".md", ".png", ".jinja", ".txt")
+"""Of files that may go: nothing that runs code when it is loaded."""
+CHECKPOINT = ("progress.json", "run.json")
+SECRET_NAME = re.compile(r"(hf_)?(token|secrets?|credentials?|passwords?|api_?keys?|id_rsa|netrc)\.\w+", re.IGNORECASE)
+SECRET = re.compile(
+    rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"
+)
+
+
+def check_name(name: str) -> None:
+    if not ID.fullmatch(name):
+        raise InputError(f"{name!r} is no name of a model on the Hub", "write OWNER/NAME, as in ada/nano")
+
+
+def check_folder(folder: Path) -> list[Path]:
+    """The files that would be uploaded. InputError for a folder without weights or card, or with what must not go."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r}", "name one that `remanence train` has written")
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    for path in files:
+        if reason := _unfit(path, path.relative_to(folder)):
+            name = path.relative_to(folder).as_posix()
+            raise InputError(f"{name!r} in {str(folder)!r} {reason}", "move it out of the folder")
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InputError(f"{str(folder)!r} holds no weights (.safetensors)", "name a model's folder")
+    card = folder / "README.md"
+    if not card.is_file() or not card.read_text(encoding="utf-8", errors="replace").startswith("---\n"):
+        raise InputError(
+            f"{str(folder)!r} has no model card (README.md that begins with its metadata)",
+            "`remanence train --stage export` writes one",
+        )
+    return files
+
+
+def _unfit(path: Path, name: Path) -> str | None:
+    if path.is_symlink():
+        return "is a link"
+    if any(part.startswith(".") for part in name.parts):
+        return "is hidden"
+    if path.suffix not in SUFFIXES:
+        return f"is none of {', '.join(SUFFIXES)}"
+    if path.name in CHECKPOINT:
+        return "belongs to a training run, not to a model"
+    if SECRET_NAME.fullmatch(path.name) or (path.suffix != ".safetensors" and SECRET.search(path.read_bytes())):
+        return "looks like a secret"
+    return None
+
+
+def push(folder: Path, name: str, *, public: bool = False) -> str:
+    """Uploads `folder` as the model `name` (OWNER/NAME), which is made where it is not there; returns its address.
+
+    InputError where the folder is not fit (`check_folder`), nothing may be sent (HF_HUB_OFFLINE), the Hub refuses, or
+    a model of that name is public already and `public` was not asked for.
+    """
+    check_name(name)
+    check_folder(folder)
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise InputError("nothing is sent while HF_HUB_OFFLINE is set", "HF_HUB_OFFLINE=0 remanence push ...")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=not public, exist_ok=True)
+        is_private = bool(api.model_info(name).private)
+        if is_private or public:
+            patterns = [f"*{suffix}" for suffix in SUFFIXES]
+            message = "Upload a model with remanence"
+            api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=patterns, commit_message=message)
+    except Exception as error:  # of several HTTP libraries, by the version of huggingface_hub
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(
+            f"{name} could not be uploaded: {reason}", "check the connection, the name, and `hf auth login`"
+        ) from error
+    if not (is_private or public):
+        raise InputError(f"{name} is on the Hub already, for everybody to see", "add --public, or take another name")
+    return f"{constants.ENDPOINT}/{name}"
