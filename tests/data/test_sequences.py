@@ -9,6 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from remanence.data import sequences
 from remanence.data.sequences import (
@@ -41,18 +42,31 @@ def written(folder: Path, num_sequences: int = 700, num_references: int = 300) -
     return rows, references
 
 
-@pytest.mark.parametrize("uri", [False, True])
-def test_rows_come_back_by_any_number_over_files_and_batches(tmp_path, monkeypatch, uri) -> None:
+@pytest.mark.parametrize("kind", ["folder", "uri", "far"])
+def test_rows_come_back_by_any_number_over_files_and_batches(tmp_path, monkeypatch, kind) -> None:
+    """ "far": through a file system whose files cannot be mapped."""
     monkeypatch.setattr(sequences, "SHARD", 300)
     rows, references = written(tmp_path / "s")
     assert len(list((tmp_path / "s").glob("sequences-*.arrow"))) == 3
-    stored = SequenceFolder(tmp_path.as_uri() + "/s" if uri else tmp_path / "s", EMPTY.tokenizer)
+    if kind == "far":
+        far = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+        monkeypatch.setattr(sequences, "_file_system", lambda place: (far, "s"))
+    stored = SequenceFolder(tmp_path.as_uri() + "/s" if kind == "uri" else tmp_path / "s", EMPTY.tokenizer)
+    assert isinstance(stored.files, fs.LocalFileSystem) == (kind != "far")
     assert len(stored) == 700
     for number in (0, 255, 256, 299, 300, 556, 599, 600, 699, 3):
         (found,) = stored.rows([number])
         assert found.ids.tolist() == rows[number].ids.tolist()
         assert found.references == rows[number].references
         assert found.source == rows[number].source
+    assert stored.has("sequences.json")
+    assert not stored.has("valid/sequences.json")
+    (tmp_path / "s" / "tokenizer").mkdir()
+    (tmp_path / "s" / "tokenizer" / "tokenizer.json").write_text("{}")
+    stored.copy("tokenizer", tmp_path / "copied")
+    assert (tmp_path / "copied" / "tokenizer.json").read_text() == "{}"
+    with pytest.raises(InputError, match="nothing of the sequences"):
+        stored.copy("nothing", tmp_path / "copied")
     assert stored.reference_ids([299, 0, 255, 256]) == [references[number] for number in (299, 0, 255, 256)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -21,10 +22,7 @@ class Bm25:
 
     def __init__(self, texts: Iterable[Sequence[str]]) -> None:
         self.numbers: dict[str, int] = {}
-        terms: list[int] = []
-        owners: list[int] = []
-        times: list[int] = []
-        lengths: list[int] = []
+        terms, owners, times, lengths = (array("i") for _ in range(4))
         for owner, text in enumerate(texts):
             lengths.append(len(text))
             for term, count in Counter(text).items():

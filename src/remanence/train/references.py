@@ -77,7 +77,9 @@ class Found:
     rejected: int
 
 
-def lay_out(documents: Sequence[Sequence[int]], cutting: Cutting, lead: Sequence[int], tail: Sequence[int]) -> Text:
+def lay_out(
+    documents: Sequence[Sequence[int] | NDArray[np.int32]], cutting: Cutting, lead: Sequence[int], tail: Sequence[int]
+) -> Text:
     """Documents as `lead + ids + tail` behind each other; of `ids` the references, which never reach over an end."""
     ids: list[NDArray[np.int32]] = []
     begin_D, first, last, owner = [0], [], [], []
@@ -88,7 +90,7 @@ def lay_out(documents: Sequence[Sequence[int]], cutting: Cutting, lead: Sequence
         first += [start + at for at in cuts]
         last += [start + min(at + size, num_tokens) for at in cuts]
         owner += [number] * len(cuts)
-        ids.append(np.array([*lead, *document, *tail], np.int32))
+        ids += [np.asarray(part, np.int32) for part in (lead, document, tail)]
         begin_D.append(start + num_tokens + len(tail))
     ids_N = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     first_R, last_R = np.array(first, np.int64), np.array(last, np.int64)
