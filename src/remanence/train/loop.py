@@ -165,8 +165,8 @@ def _go_back(run: Run, task: Task, reason: str) -> None:
 
     A checkpoint is good when calm steps have followed it: the step before it may be what the weights did not survive.
     """
-    at, last, rewinds, rate = run.step, run.number, run.rewinds + 1, run.rate * run.guard.lower
-    spikes = run.spikes
+    at, last, spikes = run.step, run.number, run.spikes
+    rewinds, rate = run.rewinds + 1, run.rate * run.guard.lower
     run.optimizer.drop_gradients()
     if rewinds > run.guard.rewinds:
         raise InputError(
@@ -189,7 +189,7 @@ def _log_means(run: Run, task: Task) -> None:
     """
     sums, run.sums = run.sums, {}
     seconds, tokens, flops = (sums.pop(name, 0.0) for name in ("seconds", "tokens", "flops"))
-    speed = {"tokens_per_second": round(tokens / max(1e-9, seconds)), "spikes": run.spikes}
+    speed: dict[str, float] = {"tokens_per_second": round(tokens / max(1e-9, seconds)), "spikes": run.spikes}
     if flops:
         speed["tflops_per_second"] = round(flops / max(1e-9, seconds) / 1e12, 4)
     if flops and run.peak_flops:

@@ -262,16 +262,17 @@ def evaluate_memory(run: ModelRun, lm: LM, slots: int | None, rows: int = EVAL_R
     phase = Phase(0, rows, 224, (5, 5), 3)
     batch = memory_batch(run, phase, f"{run.recipe.seed} heldout", "heldout")
     index_N = targets(batch.kind_BT, 10**6)
-    for kept in dict.fromkeys((8, slots)):
+    for kept in dict.fromkeys((slots, 8)):
         config, watch = configured(lm, kept), watching(lm)
         with cast(run.device, run.recipe):
             logits_NV, _ = read_memories(lm, config, batch, index_N, watch=watch)
+        if kept == slots:
+            found |= memory_shares(watch.seen, batch.ids_BT.shape[1], len(Memory3(config).prefix_ids(lm)), index_N)
         token, whole = exact_answers(logits_NV, index_N, batch.ids_BT, batch.kind_BT)
         loss = answer_losses(logits_NV, index_N, batch.ids_BT, batch.kind_BT, 0.0).answer
         name = f"memory{'all' if kept is None else kept}"
         found |= {f"{name}_token": round(token, 3), f"{name}_exact": round(whole, 3)}
         found |= {f"loss_{name}": round(float(loss), 3)}
-    found |= memory_shares(watch.seen, batch.ids_BT.shape[1], len(Memory3(config).prefix_ids(lm)), index_N)
     found["loss_none"] = round(float(plain_losses(run, Batch(batch.ids_BT, batch.kind_BT)).answer), 3)
     found |= evaluate_plain(run, rows)
     run.model.train()

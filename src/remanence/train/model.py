@@ -19,7 +19,9 @@ FAST = "remanence_fast"
 
 def build_model(shape: Shape, seed: int) -> Any:
     """A Llama with random weights (normal, standard deviation 0.02); with `qk_norm` a Qwen3, which is one with that."""
-    config = (Qwen3Config if shape.qk_norm else LlamaConfig)(
+    made: tuple[Any, Any] = (Qwen3Config, Qwen3ForCausalLM) if shape.qk_norm else (LlamaConfig, LlamaForCausalLM)
+    config_class, model_class = made
+    config = config_class(
         vocab_size=shape.vocab_size,
         hidden_size=shape.width,
         intermediate_size=shape.mlp_width,
@@ -35,7 +37,7 @@ def build_model(shape: Shape, seed: int) -> Any:
         pad_token_id=2,
     )
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(config) if shape.qk_norm else LlamaForCausalLM(config)
+    model = model_class(config)
     model.set_attn_implementation("sdpa")
     return model
 

@@ -112,8 +112,8 @@ def counted(run: ModelRun, losses: Losses) -> Tensor:
 
 def count_flops(run: ModelRun, batch: Any, shift: int, **how: Any) -> None:
     """Of a step over this process's rows (`Batch` or `MemoryBatch`); `how`: see `step_flops`."""
-    num_logits = len(targets(batch.kind_BT, run.recipe.text_stride, shift))
-    run.count(flops=step_flops(run.recipe.shape, *batch.ids_BT.shape, num_logits, **how))
+    (rows, T), index_N = batch.ids_BT.shape, targets(batch.kind_BT, run.recipe.text_stride, shift)
+    run.count(flops=step_flops(run.recipe.shape, rows, T, len(index_N), **how))
 
 
 @torch.no_grad()
