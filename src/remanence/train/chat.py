@@ -155,7 +155,7 @@ def _task(run: ChatRun, stage: ChatStage, loss: Any, num_steps: int) -> Task:
     def evaluated(step: int) -> dict[str, Any]:
         return evaluate(run)
 
-    return Task(stage, loss, rate, evaluated, run.recipe.eval_every, evaluated, run.recipe)
+    return Task(stage, loss, rate, evaluated, run.recipe.eval_every, evaluated, recipe=run.recipe)
 
 
 @torch.no_grad()
