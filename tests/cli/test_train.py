@@ -19,6 +19,7 @@ def test_bad_input_is_one_line_and_code_2(call):
         (["--stage", "nonsense"], "no stage of nano is called 'nonsense'"),
         (["--at", "70b"], "nano is not made at size '70b' -> use --at nano"),
         (["nano-mplus", "--dry-run"], "which --dry-run does not know"),
+        (["retrofit"], "no model to begin with -> give --start"),
     ):
         outcome = call("train", *wrong)
         assert (outcome.code, told in outcome.err) == (2, True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from remanence.train.recipes.chat import ChatRecipe
     from remanence.train.recipes.nano import Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.retrofit import RetrofitRecipe
 
 RETRIEVERS = "retrievers"
 
@@ -45,11 +46,13 @@ def kinds() -> Mapping[type, Kind]:
     from remanence.train.recipes.chat import CHAT_STAGES, ChatRecipe
     from remanence.train.recipes.nano import STAGES, Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.retrofit import RetrofitRecipe
 
     return {
         ChatRecipe: Kind((*CHAT_STAGES, "export"), train_chat),
         Recipe: Kind((*STAGES, "export"), train_stages),
         LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
+        RetrofitRecipe: Kind(("continual", "export"), train_retrofit),
     }
 
 
@@ -84,6 +87,24 @@ def train_chat(recipe: ChatRecipe, wanted: Wanted) -> None:
             chat_start.export_chat(run, wanted.out / wanted.name.replace("/", "-"))
         else:
             chat_start.run_chat_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
+
+
+def train_retrofit(recipe: RetrofitRecipe, wanted: Wanted) -> None:
+    """Continual training of the model that --start names, and the folder that `--model` loads."""
+    from remanence.errors import InputError
+    from remanence.train import checkpoint, retrofit_start
+
+    if wanted.compiled:
+        raise InputError(f"{wanted.name} has no --compile", "leave it out")
+    if wanted.start:
+        recipe = replace(recipe, base=str(wanted.start))
+    for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
+        run = retrofit_start.start_retrofit_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
+        if one == "export":
+            retrofit_start.export_retrofit(run, wanted.out / wanted.name)
+        else:
+            again = wanted.resume and checkpoint.exists(wanted.out / retrofit_start.STAGE)
+            retrofit_start.run_retrofit(run, wanted.steps, again)
 
 
 def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:

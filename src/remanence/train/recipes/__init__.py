@@ -10,12 +10,14 @@ from remanence.train.recipes.chat import nano_chat
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.retrofit import retrofit
 
 RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano": {"nano": nano},
     "nano-text": {"nano": nano_text},
     "nano-chat": {"nano": nano_chat},
     "nano-mplus": {"nano": nano_mplus},
+    "retrofit": {"any": retrofit},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""
 
