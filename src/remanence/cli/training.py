@@ -117,15 +117,20 @@ def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     from remanence.train.folder import stage_begins, stage_ends
     from remanence.train.latent import latent
 
-    if wanted.start or wanted.compiled:
-        raise InputError(f"{wanted.name} has no --start or --compile", "leave them out")
-    out, adapter, steps = wanted.out, wanted.out / wanted.name, wanted.steps
-    if wanted.stage != "all" and not checkpoint.exists(out / "latent"):
+    if wanted.compiled:
+        raise InputError(f"{wanted.name} has no --compile", "leave it out")
+    if wanted.start:
+        recipe = replace(recipe, base=str(wanted.start))
+    out, adapter, steps = wanted.out, wanted.out / wanted.name.replace("/", "-"), wanted.steps
+    is_there = checkpoint.exists(out / recipe.stage)
+    if wanted.stage != "all" and not is_there:
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     run = latent_start.start_latent_run(recipe, recipe.base, wanted.data, out, skip_damaged=wanted.skip_damaged)
     task = latent(run, recipe.num_steps)
-    if (wanted.resume or wanted.stage != "all") and checkpoint.exists(out / "latent"):
+    if (wanted.resume or wanted.stage != "all") and is_there:
         loop.resume(run, task)
+    elif recipe.after:
+        latent_start.begin_after(run, recipe.after)
     if wanted.stage == RETRIEVERS:
         adapter.mkdir(exist_ok=True)
         for loss in retriever.LOSSES:
@@ -151,15 +156,21 @@ def show_estimate(recipe: Any, wanted: Wanted, as_json: bool) -> None:
     if wanted.stage != "all" and isinstance(recipe, Recipe):
         stages: Any = (wanted.stage,)
         recipe = replace(recipe, stages=stages)
+    if wanted.start and hasattr(recipe, "base"):
+        recipe = replace(recipe, base=str(wanted.start))
     found = estimate(recipe)
     if as_json:
         print_json({"recipe": wanted.name, **found})
         return
     billion = found["bytes_per_device"]
     say((f"{wanted.name}: ", "bold"), f"{found['parameters']:,} parameters, {billion['1'] / 1e9:,.2f} GB")
+    if trained := found.get("trained_parameters"):
+        say(f"  {trained:,} are trained, those of adapters beside them")
     for name, told in found["stages"].items():
-        say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>19,} tokens {told['flops']:>9.2e} FLOPs")
+        say(f"  {name:<18} {told['steps']:>9,} steps {round(told['tokens']):>19,} tokens {told['flops']:>9.2e} FLOPs")
     hours = ", ".join(f"{hours:,.2g} on one {name}" for name, hours in found["hours_on_one"].items())
     say(f"hours at {USE:.0%} of the peak: {hours}")
-    eighth = billion["8"] / 1e9
-    say((f"GB of weights, gradients, masters and optimizer; {eighth:,.2f} on each of 8; no activations", "dim"))
+    many = f"{billion['8'] / 1e9:,.2f} on each of 8" if "8" in billion else "one process holds all of it"
+    say((f"GB of weights, gradients, masters and optimizer; {many}; no activations", "dim"))
+    if long := found.get("host_bytes"):
+        say((f"{long / 1e9:,.2f} GB of long-term memory beside the device", "dim"))

@@ -33,13 +33,14 @@ def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPha
 def latent(run: LatentRun, num_steps: int) -> Task:
     """The task of M+: `num_steps` is what the learning rate falls towards."""
     run.lm.model.train()
+    recipe = run.recipe
 
     def loss(number: int) -> tuple[Tensor, int]:
         _, phase = phase_of(run.recipe.stages, number)
-        return step_loss(run, phase, Random(f"{run.recipe.seed} latent {number}"))
+        return step_loss(run, phase, Random(f"{run.recipe.seed} {run.recipe.stage} {number}"))
 
     def rate(step: int) -> float:
-        return rate_at("wsd", step, num_steps, run.recipe.warmup_steps, run.recipe.decay_share)
+        return rate_at(recipe.schedule, step, num_steps, recipe.warmup_steps, recipe.decay_share)
 
     def found(step: int) -> dict[str, Any]:
         return {"phase": phase_of(run.recipe.stages, step - 1)[0] + 1, **evaluate(run)}
@@ -47,8 +48,9 @@ def latent(run: LatentRun, num_steps: int) -> Task:
     def back(tensors: Mapping[str, Tensor], values: Any) -> None:
         restore(run, tensors, values)
 
-    recipe = run.recipe
-    return Task("latent", loss, rate, found, recipe.eval_every, recipe=recipe, state=lambda: state(run), restore=back)
+    return Task(
+        recipe.stage, loss, rate, found, recipe.eval_every, recipe=recipe, state=lambda: state(run), restore=back
+    )
 
 
 @torch.no_grad()

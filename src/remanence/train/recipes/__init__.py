@@ -7,6 +7,7 @@ from typing import Any
 
 from remanence.errors import InputError, suggest
 from remanence.train.recipes.chat import nano_chat
+from remanence.train.recipes.mplus import STAGES as MPLUS
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
@@ -17,6 +18,7 @@ RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano-text": {"nano": nano_text},
     "nano-chat": {"nano": nano_chat},
     "nano-mplus": {"nano": nano_mplus},
+    **{f"mplus/{name}": sizes for name, sizes in MPLUS.items()},
     "retrofit": {"any": retrofit},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""
