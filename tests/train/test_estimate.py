@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import remanence as rm
+from remanence.lm.lora import add_roles, role_parameters
 from remanence.train import loop
 from remanence.train.cost import PEAK_FLOPS, training_flops
 from remanence.train.estimate import USE, estimate, state_bytes
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.retrofit import retrofit
 from remanence.train.shapes import SHAPES
 from tests.train.tiny_runs import begin, smaller
 
@@ -41,3 +44,18 @@ def test_tokens_and_flops_are_counted_stage_by_stage() -> None:
     assert found["hours_on_one"]["H100"] == pytest.approx(found["flops"] / (USE * PEAK_FLOPS["H100"]) / 3600)
     two = estimate(replace(recipe, shape=SHAPES["2b"]))
     assert two["parameters"] == SHAPES["2b"].num_parameters
+
+
+def test_what_is_trained_further_is_counted_from_the_shape_of_its_base() -> None:
+    recipe = replace(retrofit(), base="nano")
+    lm = rm.load("nano")
+    found, whole = estimate(recipe), estimate(replace(recipe, lora=None))
+    assert found["parameters"] == whole["trained_parameters"] == sum(p.numel() for p in lm.model.parameters())
+    assert recipe.lora is not None
+    add_roles(lm.model, recipe.lora)
+    trained = sum(p.numel() for p in role_parameters(lm.model))
+    assert found["trained_parameters"] == trained
+    assert found["bytes_per_device"] == {"1": found["parameters"] * 2 + trained * 16}
+    assert estimate(replace(recipe, roles=("read",)))["trained_parameters"] == trained // 2
+    reads = estimate(replace(recipe, roles=("read",)))["flops"]
+    assert reads < found["flops"] < whole["flops"], "no gradient through the writing; none for the base; all"

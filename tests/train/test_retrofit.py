@@ -29,7 +29,7 @@ from remanence.train.corpora import Corpora
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.retrofit import RetrofitRecipe
 from remanence.train.retrieval import HeadRecipe
-from remanence.train.retrofit import RetrofitRun, continual, evaluate, read, read_losses
+from remanence.train.retrofit import RetrofitRun, continual, evaluate, logits_at, read, read_losses
 from remanence.train.retrofit_rows import answer_ids, draw_questions, draw_texts, pack_questions, pack_texts
 from remanence.train.retrofit_start import export_retrofit, run_retrofit, start_retrofit_run
 from remanence.train.start import finish, run_stage, start_run
@@ -150,7 +150,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, bases: Path,
 
 @pytest.mark.parametrize(
     ("family", "whole", "roles"),
-    [("llama", True, ("write", "read")), ("llama", False, ("write", "read")), ("gpt_neox", False, ("read",))],
+    [
+        ("llama", True, ("write", "read")),
+        ("llama", False, ("write", "read")),
+        ("llama", False, ("write",)),
+        ("gpt_neox", False, ("read",)),
+    ],
 )
 def test_what_comes_out_reads_from_a_bank_as_training_did(
     tmp_path: Path, bases: Path, family: str, whole: bool, roles: Any
@@ -183,6 +188,9 @@ def test_what_comes_out_reads_from_a_bank_as_training_did(
     assert torch.allclose(exact_V, logits_NV[0], atol=1e-4)
     assert torch.allclose(rounded_V, logits_NV[0], atol=2e-2), "a bank holds bfloat16"
     assert not torch.allclose(base_V, logits_NV[0], atol=5e-2)
+    with torch.no_grad():
+        is_base = torch.equal(lm.forward(ids_BT)[0, -1], base_V)
+    assert is_base is (not whole and "read" not in roles), "without memory"
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "adapters"])
@@ -199,6 +207,29 @@ def test_steps_without_memory_keep_the_model_near_its_base(tmp_path: Path, bases
             now_BTV = run.lm.forward(ids_BT).log_softmax(-1)
         nats[every] = float((before_BTV.exp() * (before_BTV - now_BTV)).sum(-1).mean())
     assert 0 < nats[2] < 0.5 * nats[0], nats
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "adapters"])
+def test_layers_that_are_computed_again_give_the_same_weights(tmp_path: Path, bases: Path, whole: bool):
+    runs = []
+    for again in (False, True):
+        runs.append(begin(tmp_path / str(again), recipe_for(bases, whole=whole, plain_every=2, checkpointing=again)))
+        train(runs[-1], 4)
+    for name, master in runs[0].optimizer.masters.items():
+        assert torch.allclose(master, runs[1].optimizer.masters[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "cohere", "granite", "gemma3_text", "opt"])
+def test_logits_of_chosen_positions_are_the_models_own(family: str):
+    """Also where a family scales or bounds them, and whatever its body is called."""
+    lm = lm_module.from_transformers(build(family), words(True))
+    ids_BT = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0))
+    index_N = torch.tensor([2, 8, 12, 20, 26])
+    with torch.no_grad():
+        found_NV = logits_at(lm, ids_BT, index_N, None, None)
+        every_BTV = lm.forward(ids_BT)
+    assert torch.allclose(found_NV, every_BTV.flatten(0, 1)[index_N], atol=1e-5)
 
 
 def test_both_roles_are_trained_and_the_base_is_not(tmp_path: Path, bases: Path):

@@ -49,7 +49,15 @@ def latent(run: LatentRun, num_steps: int) -> Task:
         restore(run, tensors, values)
 
     return Task(
-        recipe.stage, loss, rate, found, recipe.eval_every, recipe=recipe, state=lambda: state(run), restore=back
+        recipe.stage,
+        loss,
+        rate,
+        found,
+        recipe.eval_every,
+        recipe=recipe,
+        state=lambda: state(run),
+        restore=back,
+        smaller="a phase's documents or chunks (--set stages.0.documents=8)",
     )
 
 
