@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import remanence as rm
+from remanence.lm.lora import add_roles, role_parameters
 from remanence.train import loop
 from remanence.train.cost import PEAK_FLOPS, MemoryShape, training_flops
 from remanence.train.estimate import USE, estimate, state_bytes
 from remanence.train.recipes import recipe_of
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.retrofit import retrofit
 from remanence.train.shapes import SHAPES
 from tests.train.tiny_runs import begin, smaller
 
@@ -69,3 +72,18 @@ def test_the_2b_recipe_is_the_papers_model() -> None:
         assert recipe.step_tokens == 2**22
         assert (recipe.weight_decay, recipe.betas, recipe.clip_norm) == (0.1, (0.9, 0.95), 1.0)
     assert (recipe.reads, recipe.writes, recipe.memory.kept_tokens, recipe.memory.memories) == (True, True, 8, 5)
+
+
+def test_what_is_trained_further_is_counted_from_the_shape_of_its_base() -> None:
+    recipe = replace(retrofit(), base="nano")
+    lm = rm.load("nano")
+    found, whole = estimate(recipe), estimate(replace(recipe, lora=None))
+    assert found["parameters"] == whole["trained_parameters"] == sum(p.numel() for p in lm.model.parameters())
+    assert recipe.lora is not None
+    add_roles(lm.model, recipe.lora)
+    trained = sum(p.numel() for p in role_parameters(lm.model))
+    assert found["trained_parameters"] == trained
+    assert found["bytes_per_device"] == {"1": found["parameters"] * 2 + trained * 16}
+    assert estimate(replace(recipe, roles=("read",)))["trained_parameters"] == trained // 2
+    reads = estimate(replace(recipe, roles=("read",)))["flops"]
+    assert reads < found["flops"] < whole["flops"], "no gradient through the writing; none for the base; all"

@@ -13,6 +13,7 @@ from remanence.train.schedule import FLOOR, rate_at
         ("constant", {0: 0.1, 9: 1.0, 50: 1.0, 99: 1.0}),
         ("wsd", {0: 0.1, 9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 99: 0.05, 100: FLOOR}),
         ("cosine", {9: 0.98, 50: 0.5, 99: FLOOR}),
+        ("tenth", {0: 0.1, 10: 0.55, 20: 0.1, 99: 0.1}),
     ],
 )
 def test_rates(schedule, at):

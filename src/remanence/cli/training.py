@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from remanence.train.recipes.chat import ChatRecipe
     from remanence.train.recipes.nano import Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.retrofit import RetrofitRecipe
     from remanence.train.recipes.sequences import SequenceRecipe
 
 RETRIEVERS = "retrievers"
@@ -48,6 +49,7 @@ def kinds() -> Mapping[type, Kind]:
     from remanence.train.recipes.chat import CHAT_STAGES, ChatRecipe
     from remanence.train.recipes.nano import STAGES, Recipe
     from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.retrofit import RetrofitRecipe
     from remanence.train.recipes.sequences import SequenceRecipe
 
     return {
@@ -55,6 +57,7 @@ def kinds() -> Mapping[type, Kind]:
         Recipe: Kind((*STAGES, "export"), train_stages),
         LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
         SequenceRecipe: Kind(("export",), train_sequences),
+        RetrofitRecipe: Kind(("continual", "export"), train_retrofit),
     }
 
 
@@ -93,6 +96,24 @@ def train_chat(recipe: ChatRecipe, wanted: Wanted) -> None:
             chat_start.run_chat_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
 
 
+def train_retrofit(recipe: RetrofitRecipe, wanted: Wanted) -> None:
+    """Continual training of the model that --start names, and the folder that `--model` loads."""
+    from remanence.errors import InputError
+    from remanence.train import checkpoint, retrofit_start
+
+    if wanted.compiled:
+        raise InputError(f"{wanted.name} has no --compile", "leave it out")
+    if wanted.start:
+        recipe = replace(recipe, base=str(wanted.start))
+    for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
+        run = retrofit_start.start_retrofit_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
+        if one == "export":
+            retrofit_start.export_retrofit(run, wanted.out / wanted.name)
+        else:
+            again = wanted.resume and checkpoint.exists(wanted.out / retrofit_start.STAGE)
+            retrofit_start.run_retrofit(run, wanted.steps, again)
+
+
 def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
 
@@ -103,16 +124,21 @@ def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
     from remanence.train.folder import stage_begins, stage_ends
     from remanence.train.latent import latent
 
-    if wanted.start or wanted.compiled:
-        raise InputError(f"{wanted.name} has no --start or --compile", "leave them out")
-    out, adapter, steps = wanted.out, wanted.out / wanted.name, wanted.steps
-    if wanted.stage != "all" and not checkpoint.exists(out / "latent"):
+    if wanted.compiled:
+        raise InputError(f"{wanted.name} has no --compile", "leave it out")
+    if wanted.start:
+        recipe = replace(recipe, base=str(wanted.start))
+    out, adapter, steps = wanted.out, wanted.out / wanted.name.replace("/", "-"), wanted.steps
+    is_there = checkpoint.exists(out / recipe.stage)
+    if wanted.stage != "all" and not is_there:
         raise InputError(f"{str(out)!r} holds no checkpoint", "train first, or name the folder with --out")
     run = latent_start.start_latent_run(recipe, recipe.base, wanted.data, out, skip_damaged=wanted.skip_damaged)
     wanted.watch(run)
     task = latent(run, recipe.num_steps)
-    if (wanted.resume or wanted.stage != "all") and checkpoint.exists(out / "latent"):
+    if (wanted.resume or wanted.stage != "all") and is_there:
         loop.resume(run, task)
+    elif recipe.after:
+        latent_start.begin_after(run, recipe.after)
     if wanted.stage == RETRIEVERS:
         adapter.mkdir(exist_ok=True)
         for loss in retriever.LOSSES:
@@ -157,18 +183,24 @@ def show_estimate(recipe: Any, wanted: Wanted, as_json: bool) -> None:
     if wanted.stage != "all" and isinstance(recipe, Recipe):
         stages: Any = (wanted.stage,)
         recipe = replace(recipe, stages=stages)
+    if wanted.start and hasattr(recipe, "base"):
+        recipe = replace(recipe, base=str(wanted.start))
     found = estimate(recipe)
     if as_json:
         print_json({"recipe": wanted.name, **found})
         return
     billion = found["bytes_per_device"]
     say((f"{wanted.name}: ", "bold"), f"{found['parameters']:,} parameters, {billion['1'] / 1e9:,.2f} GB")
+    if trained := found.get("trained_parameters"):
+        say(f"  {trained:,} are trained, those of adapters beside them")
     for name, told in found["stages"].items():
-        say(f"  {name:<18} {told['steps']:>9,} steps {told['tokens']:>19,} tokens {told['flops']:>9.2e} FLOPs")
+        say(f"  {name:<18} {told['steps']:>9,} steps {round(told['tokens']):>19,} tokens {told['flops']:>9.2e} FLOPs")
     hours = (f"{_rounded(hours)} on one {name}" for name, hours in found["hours_on_one"].items())
     say(f"hours at {USE:.0%} of the peak: {', '.join(hours)}")
-    eighth = billion["8"] / 1e9
-    say((f"GB of weights, gradients, masters and optimizer; {eighth:,.2f} on each of 8; no activations", "dim"))
+    many = f"{billion['8'] / 1e9:,.2f} on each of 8" if "8" in billion else "one process holds all of it"
+    say((f"GB of weights, gradients, masters and optimizer; {many}; no activations", "dim"))
+    if long := found.get("host_bytes"):
+        say((f"{long / 1e9:,.2f} GB of long-term memory beside the device", "dim"))
 
 
 def _rounded(hours: float) -> str:

@@ -58,11 +58,12 @@ def draw_document(
     """A document of `num_chunks` chunks; the same draws give the same one."""
     limit = recipe.method["chunk_tokens"]
     if rng.random() < phase.repeat:
-        return _repeated(rng, corpora, encoder, num_chunks, limit)
+        return repeated(rng, corpora, encoder, num_chunks, limit, recipe.sentence_tokens)
     pick = rng.random()
     plain = Phase(0, 1, 0, (num_chunks, num_chunks), 3)
     if pick < phase.books and corpora.paragraphs:
-        return _continued(rng, book_row(rng, corpora.paragraphs, num_chunks), encoder, num_chunks, limit)
+        row = book_row(rng, corpora.paragraphs, num_chunks)
+        return _continued(row, encoder, num_chunks, limit, recipe.sentence_tokens)
     if pick < phase.books + phase.squad and corpora.contexts:
         row = _squad(rng, plain, corpora)
     else:
@@ -83,20 +84,22 @@ def _scattered(rng: Random, row: Row, corpora: Corpora) -> Row:
     return Row(references, row.pairs, row.places)
 
 
-def _repeated(rng: Random, corpora: Corpora, encoder: Encoder, num_chunks: int, limit: int) -> LatentDocument:
+def repeated(
+    rng: Random, corpora: Corpora, encoder: Encoder, num_chunks: int, limit: int, tokens: int
+) -> LatentDocument:
     """The first chunks said again after "Repeat:" (authors' code)."""
     texts = corpora.paragraphs or ["no books"]
     chunks = [encoder(rng.choice(texts))[0][: rng.randint(24, limit)] for _ in range(num_chunks)]
     place, lead = rng.randrange(num_chunks), encoder("Repeat:")[0]
     begin = rng.randrange(max(1, len(chunks[place]) - 24))
-    said = chunks[place][begin : begin + SENTENCE_TOKENS - len(lead)]
+    said = chunks[place][begin : begin + tokens - len(lead)]
     known = min(6, len(said) - 1)  # what is said again must be found first
     kinds = [0] * (len(lead) + known) + [ANSWER] * (len(said) - known)
     return LatentDocument(chunks, [Sentence([*lead, *said], kinds, place)])
 
 
-def _continued(rng: Random, row: Row, encoder: Encoder, num_chunks: int, limit: int) -> LatentDocument:
-    ids = encoder(row.plain)[0][:SENTENCE_TOKENS]
+def _continued(row: Row, encoder: Encoder, num_chunks: int, limit: int, tokens: int) -> LatentDocument:
+    ids = encoder(row.plain)[0][:tokens]
     chunks = [ids[:limit] for ids in encoder(*row.references)]
     chunks += [encoder(row.plain)[0][:limit] for _ in range(num_chunks - len(chunks))]
     return LatentDocument(chunks, [Sentence(ids, [TEXT] * len(ids), None)])
@@ -112,14 +115,16 @@ def questions(row: Row, encoder: Encoder) -> list[Sentence]:
     ]
 
 
-def gather(rng: Random, documents: Sequence[LatentDocument], most: int, pad: int) -> Sentences:
-    """At most `most` sentences, at least one of each document that has any."""
+def gather(
+    rng: Random, documents: Sequence[LatentDocument], most: int, pad: int, tokens: int = SENTENCE_TOKENS
+) -> Sentences:
+    """At most `most` sentences, at least one of each document that has any; cut at `tokens`."""
     every = [(d, sentence) for d, document in enumerate(documents) for sentence in document.sentences]
     first = {d: at for at, (d, _) in reversed(list(enumerate(every)))}
     others = [at for at in range(len(every)) if at not in first.values()]
     chosen = [*first.values(), *rng.sample(others, max(0, min(len(others), most - len(first))))]
     picked = [every[at] for at in sorted(chosen)]
-    T = min(SENTENCE_TOKENS, max(len(sentence.ids) for _, sentence in picked))
+    T = min(tokens, max(len(sentence.ids) for _, sentence in picked))
     asked = [[i < sentence.num_asked for i in range(T)] for _, sentence in picked]
     return Sentences(
         pack([(sentence.ids, sentence.kinds) for _, sentence in picked], T, pad),

@@ -6,7 +6,10 @@ from typing import Any
 
 from remanence.errors import InputError
 from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_flops, training_flops, write_flops
+from remanence.train.estimate_further import estimate_further
 from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
+from remanence.train.recipes.nano_mplus import LatentRecipe
+from remanence.train.recipes.retrofit import RetrofitRecipe
 from remanence.train.recipes.sequences import SequenceRecipe
 from remanence.train.shapes import Shape
 
@@ -18,25 +21,35 @@ PROCESSES = (1, 8)
 def estimate(recipe: Any) -> dict[str, Any]:
     """Of every stage its steps, tokens and FLOPs; hours on one GPU; the model's bytes on each device of so many.
 
-    Activations are not counted: they depend on kernels and checkpointing. InputError for a recipe that trains no whole
-    model.
+    Activations are not counted: they depend on kernels and checkpointing. InputError for a recipe whose cost is not
+    known.
     """
+    if isinstance(recipe, LatentRecipe | RetrofitRecipe):
+        return with_hours(estimate_further(recipe))
+    if not isinstance(recipe, Recipe | SequenceRecipe):
+        raise InputError(
+            f"{type(recipe).__name__} is a recipe of an adapter, which --dry-run does not know",
+            "use nano, mplus/stage1 or retrofit",
+        )
     if isinstance(recipe, SequenceRecipe):
         stages = {recipe.stage: _sequences(recipe)}
-    elif isinstance(recipe, Recipe):
-        stages = {name: _stage(recipe, STAGES[name]) for name in recipe.stages if name != "export"}
     else:
-        kind = type(recipe).__name__
-        raise InputError(f"{kind} is a recipe of an adapter, which --dry-run does not know", "use one of whole models")
-    flops = sum(found["flops"] for found in stages.values())
-    return {
-        "parameters": recipe.shape.num_parameters,
-        "stages": stages,
-        "tokens": sum(found["tokens"] for found in stages.values()),
-        "flops": flops,
-        "bytes_per_device": {str(processes): state_bytes(recipe, processes) for processes in PROCESSES},
-        "hours_on_one": {name: flops / (USE * peak) / 3600 for name, peak in PEAK_FLOPS.items()},
-    }
+        stages = {name: _stage(recipe, STAGES[name]) for name in recipe.stages if name != "export"}
+    return with_hours(
+        {
+            "parameters": recipe.shape.num_parameters,
+            "stages": stages,
+            "bytes_per_device": {str(processes): state_bytes(recipe, processes) for processes in PROCESSES},
+        }
+    )
+
+
+def with_hours(told: dict[str, Any]) -> dict[str, Any]:
+    """`told` with the sums over its stages, and hours."""
+    stages = told["stages"].values()
+    flops = sum(found["flops"] for found in stages)
+    hours = {name: flops / (USE * peak) / 3600 for name, peak in PEAK_FLOPS.items()}
+    return {**told, "tokens": sum(found["tokens"] for found in stages), "flops": flops, "hours_on_one": hours}
 
 
 def state_bytes(recipe: Recipe | SequenceRecipe, processes: int) -> int:

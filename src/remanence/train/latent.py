@@ -37,13 +37,14 @@ def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPha
 def latent(run: LatentRun, num_steps: int) -> Task:
     """The task of M+: `num_steps` is what the learning rate falls towards."""
     run.lm.model.train()
+    recipe = run.recipe
 
     def loss(number: int) -> tuple[Tensor, int]:
         _, phase = phase_of(run.recipe.stages, number)
-        return step_loss(run, phase, Random(f"{run.recipe.seed} latent {number}"))
+        return step_loss(run, phase, Random(f"{run.recipe.seed} {run.recipe.stage} {number}"))
 
     def rate(step: int) -> float:
-        return rate_at("wsd", step, num_steps, run.recipe.warmup_steps, run.recipe.decay_share)
+        return rate_at(recipe.schedule, step, num_steps, recipe.warmup_steps, recipe.decay_share)
 
     def found(step: int) -> dict[str, Any]:
         return {"phase": phase_of(run.recipe.stages, step - 1)[0] + 1, **evaluate(run)}
@@ -52,16 +53,17 @@ def latent(run: LatentRun, num_steps: int) -> Task:
         restore(run, tensors, values)
 
     return Task(
-        "latent",
+        recipe.stage,
         loss,
         rate,
         found,
-        run.recipe.eval_every,
+        recipe.eval_every,
         sample=lambda step: from_pool(run),
-        sample_every=samples_every(run.recipe),
-        recipe=run.recipe,
+        sample_every=samples_every(recipe),
+        recipe=recipe,
         state=lambda: state(run),
         restore=back,
+        smaller="a phase's documents or chunks (--set stages.0.documents=8)",
     )
 
 

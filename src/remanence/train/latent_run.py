@@ -51,7 +51,11 @@ def groups(trained: dict[str, nn.Parameter], recipe: LatentRecipe) -> list[Group
     kinds = (".query.", ".key.", ".encoder_query.")
     projectors = tuple(name for name in trained if any(kind in name for kind in kinds))
     rest = tuple(name for name in trained if name not in projectors)
-    return [Group("adamw", rest, recipe.lr, 0.01), Group("adamw", projectors, recipe.projector_lr, 0.01)]
+    betas = (0.9, recipe.beta2)
+    return [
+        Group("adamw", rest, recipe.lr, 0.01, betas),
+        Group("adamw", projectors, recipe.projector_lr, 0.01, betas),
+    ]
 
 
 def state(run: LatentRun) -> tuple[dict[str, Tensor], Any]:

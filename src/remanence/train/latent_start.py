@@ -11,9 +11,9 @@ from remanence.errors import InputError
 from remanence.lm.lm import LM, load
 from remanence.lm.lora import add_roles, role_parameters
 from remanence.methods.mplus import MPlus, MPlusConfig
-from remanence.train import parallel
+from remanence.train import checkpoint, loop, parallel
 from remanence.train.corpora import load_or_skip
-from remanence.train.latent_run import LatentRun, groups, trained_parameters
+from remanence.train.latent_run import LatentRun, groups, restore, trained_parameters
 from remanence.train.model import use_fast_attention
 from remanence.train.optimizer import Optimizer
 from remanence.train.projector_start import match_words
@@ -53,8 +53,28 @@ def start_latent_run(
         corpora=load_or_skip(data, folder, skip_damaged),
         pool=pool,
     )
-    match_words(run, recipe.projector_documents)
+    if recipe.projector_documents:
+        match_words(run, recipe.projector_documents)
     return run
+
+
+def begin_after(run: LatentRun, stage: str) -> None:
+    """With what another stage in the run's folder has ended with: weights, pool, long-term memory, documents.
+
+    Of a larger pool the newest rows stay (inferred: the paper's third stage has ten blocks fewer).
+    """
+    if not checkpoint.exists(run.folder / stage):
+        own, where = run.recipe.stage, str(run.folder)
+        raise InputError(f"{own} begins with the weights of {stage}, which {where!r} does not hold", "train it first")
+    found = loop.load_weights(run, stage)
+    restore(run, found.tensors, found.progress["values"])
+    rows = run.method.config.pool_rows
+    if run.pool.row_LNC.shape[1] < rows:
+        raise InputError(
+            f"the pool of {stage} has {run.pool.row_LNC.shape[1]} rows, {run.recipe.stage} asks for {rows}",
+            "give both the same write_rows x pool_blocks",
+        )
+    run.pool = replace(run.pool, row_LNC=run.pool.row_LNC[:, -rows:], born_LN=run.pool.born_LN[:, -rows:])
 
 
 def _prepared(recipe: LatentRecipe, base: str) -> LM:

@@ -12,13 +12,14 @@ from torch.nn import functional
 from remanence.data.facts import distractor_passages
 from remanence.latent.retriever import balanced_loss, contrastive_loss
 from remanence.lm import seam
-from remanence.train.documents import SENTENCE_TOKENS, LatentDocument, Sentence, Sentences, draw_document, gather
+from remanence.train.documents import LatentDocument, Sentence, Sentences, draw_document, gather
 from remanence.train.latent_hints import find_rows, row_loss
 from remanence.train.latent_run import LatentRun
 from remanence.train.live import LivePrefix, Writes
 from remanence.train.losses import TEXT, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import cast, logits_at
 from remanence.train.recipes.nano_mplus import LatentPhase
+from remanence.train.streams import alone, draw_streams, survivors
 
 REMEMBERED_WRITES = 96
 
@@ -30,20 +31,27 @@ def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, 
         return _revisit(run, rng)
     if rng.random() < phase.full:
         return _plain(run, rng)
-    documents: list[LatentDocument] = []
+    documents = draw_streams(rng, phase, run.recipe, run.corpora, run.encoder, num_chunks)
     while len(documents) < phase.documents:
         document = draw_document(rng, phase, run.recipe, run.corpora, run.encoder, num_chunks)
         if document.sentences and len(document.chunks) == num_chunks and all(document.chunks):
             documents.append(document)
-    sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)
-    with cast(run.lm.device, run.recipe):
-        row_DLRC = write(run, documents)
+    sentences = _gathered(run, rng, documents)
     whole, long = rng.random() < phase.whole_pool, rng.random() < phase.long
+    if phase.streams and not whole:
+        documents = alone(documents)
+    is_followed = torch.is_grad_enabled() and (phase.pool_gradient or not whole)
+    with cast(run.lm.device, run.recipe), torch.set_grad_enabled(is_followed):
+        row_DLRC = write(run, documents)
     loss = _read(run, rng, documents, sentences, row_DLRC, "alone" if not whole else "long" if long else "pool")
     if torch.isfinite(row_DLRC).all():  # else the loss says so, and the run goes back
         _keep(run, documents, row_DLRC.detach())
     num_written = sum(len(chunk) for document in documents for chunk in document.chunks)
     return loss, num_written + sentences.batch.ids_BT.numel()
+
+
+def _gathered(run: LatentRun, rng: Random, documents: list[LatentDocument]) -> Sentences:
+    return gather(rng, documents, run.recipe.max_questions, run.encoder.pad, run.recipe.sentence_tokens)
 
 
 def write(run: LatentRun, documents: list[LatentDocument]) -> Tensor:
@@ -83,9 +91,11 @@ def _read(
     wanted_QG = torch.zeros(len(sentences.of_Q), writes.seen_LGK.shape[1], dtype=torch.bool)
     asks_Q = sentences.place_Q >= 0
     wanted_QG[asks_Q, place_W[sentences.of_Q * chunks + sentences.place_Q][asks_Q]] = True
-    pool_LNC, forced_QG = run.pool.row_LNC, None
+    pool_LNC, own_DLRC, forced_QG = run.pool.row_LNC, row_DLRC, None
     if where == "pool":
-        kept = sorted(rng.sample(range(config.pool_rows), config.pool_rows - row_DLRC.shape[2]))
+        left = survivors(rng, chunks, config.write_rows, config.pool_rows)
+        own_DLRC, seen_DR = own_DLRC[:, :, left], seen_DR[:, left]
+        kept = sorted(rng.sample(range(config.pool_rows), config.pool_rows - len(left)))
         pool_LNC = pool_LNC[:, kept]
     if where == "long":
         forced_QG = wanted_QG & torch.tensor([rng.random() < 0.3 for _ in range(len(asks_Q))])[:, None]
@@ -93,7 +103,7 @@ def _read(
         run.lm,
         run.method,
         pool_LNC[:, :0] if where == "alone" else pool_LNC,
-        None if where == "long" else row_DLRC,
+        None if where == "long" else own_DLRC,
         None if where == "long" else seen_DR,
         sentences.of_Q,
         sentences.asked_QT,
@@ -102,14 +112,15 @@ def _read(
         forced_QG,
         recipe.detached,
     )
-    watch = seam.Watch(frozenset(recipe.look_layers))
+    is_whole = own_DLRC.shape == row_DLRC.shape  # else rows are not where hints look for them
+    watch = seam.Watch(frozenset(recipe.look_layers if is_whole else ()))
     losses, _, whole = read_sentences(run, prefix, sentences, watch)
     reader = _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
     look, masses = row_loss(watch.seen, prefix, find_rows(documents, sentences, config.write_rows), place_W)
     run.count(**{f"looks_{where}_{layer}": mass for layer, mass in masses.items()})
     run.count(**{f"{where}_answer": losses.answer.item(), f"{where}_exact": whole, "retriever": reader.item()})
     total = losses.total + recipe.retriever_weight * reader + recipe.look_weight * look
-    return total + 0.1 * _writer_loss(run, row_DLRC)
+    return total + recipe.writer_weight * _writer_loss(run, own_DLRC) if recipe.writer_weight else total
 
 
 def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> tuple[Writes, Tensor]:
@@ -126,7 +137,7 @@ def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -
     seen_GK = torch.cat([*(seen for _, seen in past), own.seen_LGK]) if past else own.seen_LGK
     rows = torch.cat([*(row for row, _ in past), own.row_LGKC.float()], dim=1) if past else own.row_LGKC
     fresh = zip(own.row_LGKC.detach().float().split(1, 1), own.seen_LGK.split(1), strict=True)
-    run.past = [*run.past, *fresh][-4 * run.recipe.past_writes :]
+    run.past = [*run.past, *fresh][-4 * run.recipe.past_writes :] if run.recipe.past_writes else []
     order_G = torch.tensor(rng.sample(range(len(seen_GK)), len(seen_GK)))
     place_W = order_G.argsort()[len(seen_GK) - own.seen_LGK.shape[0] :]
     return Writes(rows[:, order_G], seen_GK[order_G].expand(L, -1, -1)), place_W
@@ -229,16 +240,16 @@ def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
     rows = []
     for _ in range(count):
         ids = run.encoder(rng.choice(texts))[0]
-        begin = rng.randrange(max(1, len(ids) - SENTENCE_TOKENS))
-        rows.append(ids[begin : begin + SENTENCE_TOKENS])
+        begin = rng.randrange(max(1, len(ids) - run.recipe.sentence_tokens))
+        rows.append(ids[begin : begin + run.recipe.sentence_tokens])
     documents = [LatentDocument([], [Sentence(ids, [TEXT] * len(ids), None)]) for ids in rows]
-    return gather(rng, documents, count, run.encoder.pad)
+    return gather(rng, documents, count, run.encoder.pad, run.recipe.sentence_tokens)
 
 
 def _revisit(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
     """Questions about documents of an earlier step, whose rows are in the pool and in long-term memory by now."""
     documents, when = rng.choice(run.cached)
-    sentences = gather(rng, documents, run.recipe.max_questions, run.encoder.pad)
+    sentences = _gathered(run, rng, documents)
     first, writes = _remembered(run)
     prefix = LivePrefix(
         run.lm,

@@ -83,6 +83,7 @@ class Task:
     is trained, nor draws from torch's generator. `state` and `restore`: tensors beside weights and optimizer that the
     next step depends on, and values that JSON can hold. `recipe`: what the run is made by; a checkpoint of another is
     not gone on from.
+    `smaller`: what to lower where a step does not fit the accelerator's memory.
     """
 
     stage: str
@@ -97,6 +98,7 @@ class Task:
     parts: int = 1
     state: Callable[[], tuple[dict[str, Tensor], Any]] = lambda: ({}, None)
     restore: Callable[[Mapping[str, Tensor], Any], None] = lambda tensors, values: None
+    smaller: str = "the phase's rows or tokens (--set warmup.0.rows=8)"
 
 
 def train(run: Run, task: Task, num_steps: int) -> None:
@@ -133,7 +135,7 @@ def _step(run: Run, task: Task) -> str | None:
         loss, num_tokens = _gradients(run, task)
     except torch.OutOfMemoryError as error:
         problem = f"step {run.step} of {task.stage} does not fit into the accelerator's memory"
-        raise InputError(problem, "lower the phase's rows or tokens (--set warmup.0.rows=8), and --resume") from error
+        raise InputError(problem, f"lower {task.smaller}, and --resume") from error
     norm = run.optimizer.clip()
     run.watched, reason = judge(run.guard, run.watched, float(parallel.mean(loss)), norm)
     run.spikes += bool(reason) or not run.watched.is_calm

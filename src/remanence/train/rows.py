@@ -19,6 +19,9 @@ from remanence.train.renaming import WORD, Pieces, renamed
 from remanence.train.row import Row
 from remanence.train.tokenizer import generator_texts
 
+WORD_MARKS = ("Ġ", "▁")
+"""What stands for the space in front of a word, in byte-level vocabularies and in those of SentencePiece."""
+
 
 def draw_row(rng: Random, phase: Phase, corpora: Corpora, encoder: Encoder, split: str = TRAIN) -> Row:
     """One row of the phase's mixture; an empty corpus gives its share to the generator."""
@@ -107,7 +110,10 @@ class Encoder:
         self.tokenizer: Any = tokenizer
         self.bos: int = self.tokenizer.bos_token_id
         self.pad: int = self.tokenizer.pad_token_id
-        self.header = [self.bos, *self("Reference:")[0]]
+
+    @cached_property
+    def header(self) -> list[int]:
+        return [self.bos, *self("Reference:")[0]]
 
     @cached_property
     def frequent(self) -> frozenset[int]:
@@ -124,12 +130,13 @@ class Encoder:
 
     @cached_property
     def pieces(self) -> Pieces:
-        """The letters-only tokens of a byte-level vocabulary."""
+        """The letters-only tokens of a vocabulary that marks where words begin; none where it does not."""
         tokens = sorted(self.tokenizer.get_vocab())
-        words = [token.removeprefix("Ġ") for token in tokens if token.startswith("Ġ")]
+        words = [token[1:] for token in tokens if token.startswith(WORD_MARKS)]
         starts = [word for word in words if word.isascii() and word.isalpha()]
         rests = [token for token in tokens if token.isascii() and token.isalpha() and token.islower()]
-        return Pieces([word for word in starts if word.islower()], [word for word in starts if word.istitle()], rests)
+        small, capitals = ([word for word in starts if is_so(word)] for is_so in (str.islower, str.istitle))
+        return Pieces(small, capitals, rests) if small and capitals and rests else Pieces()
 
     def __call__(self, *texts: str) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), False)]

@@ -142,7 +142,7 @@ def load_model(model: LlamaForCausalLM, folder: Path) -> None:
 def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -> None:
     """A stage from its beginning, or with `again` from its last checkpoint.
 
-    `steps` None: as many as the recipe's phases have. "export" trains the search head and writes `folder/export`.
+    `steps` None: as many as the recipe's phases have. "export": see `finish`.
     """
     if stage == "export":
         stage_begins(run, stage, run.recipe)
@@ -167,15 +167,29 @@ def run_stage(run: ModelRun, stage: StageName, steps: int | None, again: bool) -
 
 
 def finish(run: ModelRun, head: HeadRecipe | None = None) -> None:
-    """Trains the search head on the weights of the continual stage and writes `folder/export`; in one process."""
+    """Trains the search head on the weights of the model's last stage and writes `folder/export`; in one process.
+
+    That is `continual`, or `warmup` where there is no other or the recipe's `stages` name no other.
+    """
     if parallel.size() > 1:
         raise InputError("a model is exported by one process", "start `--stage export` without torchrun")
-    loop.load_weights(run, "continual")
+    stage = _last_stage(run)
+    loop.load_weights(run, stage)
     lm = reading_model(run)
     found = train_head(lm, head or HeadRecipe(), run.corpora, run.recipe.seed)
-    run.log({"stage": "head", "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})
+    run.log({"stage": "head", "of": stage, "layer": found.layer, "recall1": found.recall1, "recall5": found.recall5})
     export(run.folder / "export", run.recipe.shape, run.optimizer.masters, run.encoder.tokenizer, found)
     write_card(run.folder / "export", run, run.recipe, {"method": "memory3", **asdict(paper(lm))})
+
+
+def _last_stage(run: ModelRun) -> StageName:
+    """Of the model's two stages; the others are what they are compared with."""
+    mine: tuple[StageName, ...] = ("continual", "warmup")
+    for stage in mine:
+        if stage in run.recipe.stages and checkpoint.exists(run.folder / stage):
+            return stage
+    problem = f"{str(run.folder)!r} holds no checkpoint of {' or '.join(mine)}"
+    raise InputError(problem, "train one of them first, or name the folder with --out")
 
 
 def load_or_train_tokenizer(recipe: Recipe, corpora: Corpora, folder: Path) -> PreTrainedTokenizerFast:

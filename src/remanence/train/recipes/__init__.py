@@ -7,9 +7,11 @@ from typing import Any
 
 from remanence.errors import InputError, suggest
 from remanence.train.recipes.chat import large_chat, nano_chat, only
+from remanence.train.recipes.mplus import STAGES as MPLUS
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.retrofit import retrofit
 from remanence.train.recipes.sequences import (
     continual_09b,
     continual_2b,
@@ -25,10 +27,12 @@ RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano-text": {"nano": nano_text},
     "nano-chat": {"nano": nano_chat},
     "nano-mplus": {"nano": nano_mplus},
-    "memory3/sft": {size: only(make, "sft") for size, make in CHAT.items()},
-    "memory3/dpo": {size: only(make, "dpo") for size, make in CHAT.items()},
     "memory3/warmup": {"nano": warmup_nano, "0.9b": warmup_09b, "2b": warmup_2b},
     "memory3/continual": {"nano": continual_nano, "0.9b": continual_09b, "2b": continual_2b},
+    "memory3/sft": {size: only(make, "sft") for size, make in CHAT.items()},
+    "memory3/dpo": {size: only(make, "dpo") for size, make in CHAT.items()},
+    **{f"mplus/{name}": sizes for name, sizes in MPLUS.items()},
+    "retrofit": {"any": retrofit},
 }
 """name -> size -> what makes it; the first size is meant where none is named."""
 

@@ -8,6 +8,19 @@ from typing import Any, Literal
 from remanence.errors import InputError
 from remanence.lm.lora import LoraConfig
 from remanence.train.guard import GuardConfig, check_counts
+from remanence.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A share of a phase's steps whose documents are running text of `tokens` (from, to), split as M+ does.
+
+    Chunks have at least `min_chunk_tokens`, and at most what one write takes.
+    """
+
+    share: float
+    tokens: tuple[int, int]
+    min_chunk_tokens: int = 16
 
 
 @dataclass(frozen=True)
@@ -18,6 +31,9 @@ class LatentPhase:
     `whole_pool`: the fresh rows are read behind the pool, else alone ("two-chunk"). `repeat`: documents to be said
     again. `long`: the fresh rows are read out of long-term memory, where the retriever must find them. `chunks` bounds
     those of a document; `books` and `squad` are shares of documents, `scattered` of facts inside stretches of books.
+    `streams` are running text instead: all documents of a step are of one stream, and have the last chunks of each, as
+    many as the shortest has and `chunks` allows; read alone, one. `pool_gradient`: it goes through the writing also
+    where rows are read behind the pool (the authors': only where they are read alone).
     """
 
     num_steps: int
@@ -31,6 +47,8 @@ class LatentPhase:
     books: float = 0.15
     squad: float = 0.08
     scattered: float = 0.0
+    streams: tuple[Stream, ...] = ()
+    pool_gradient: bool = True
 
 
 STAGES = (
@@ -49,7 +67,8 @@ class LatentRecipe:
     negatives; the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it
     trains. `reading`: what the model that comes out is read with instead: fewer long-term rows than it was trained on
     (chosen on held-out facts that no exam asks), a threshold between questions and running text, and room for more than
-    a million tokens, of which 64 rows hold 128. `sample_every`: as in `nano.Recipe`.
+    a million tokens, of which 64 rows hold 128. `sample_every`: as in `nano.Recipe`. `stage`: the run's name in its
+    folder; it begins with the weights, pool and documents of the stage `after` there.
     """
 
     seed: int = 0
@@ -70,6 +89,7 @@ class LatentRecipe:
     retriever: Literal["balanced", "contrastive", "both"] = "contrastive"
     detached: bool = False
     retriever_weight: float = 1.0
+    writer_weight: float = 0.1
     text_weight: float = 0.1
     plain_weight: float = 1.0
     quiet_weight: float = 0.5
@@ -81,15 +101,20 @@ class LatentRecipe:
     kept_rows: int = 16_384
     num_steps: int = 2430
     base: str = "nano"
+    stage: str = "latent"
+    after: str | None = None
     reading: dict[str, Any] = field(
         default_factory=lambda: {"long_blocks": 1, "least_relevance": 0.28, "capacity_rows": 1_000_000}
     )
     projector_documents: int = 640
     max_questions: int = 24
+    sentence_tokens: int = 80
     lr: float = 1.2e-3
     projector_lr: float = 3e-4
+    schedule: Schedule = "wsd"
     warmup_steps: int = 60
     decay_share: float = 0.6
+    beta2: float = 0.98
     clip_norm: float = 1.0
     eval_every: int = 200
     sample_every: int | None = None
@@ -97,7 +122,11 @@ class LatentRecipe:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        check_counts(self, "eval_every", "num_steps", *(["sample_every"] if self.sample_every else []))
+        check_counts(
+            self, "eval_every", "num_steps", "sentence_tokens", *(["sample_every"] if self.sample_every else [])
+        )
+        if (most := max(sum(stream.share for stream in phase.streams) for phase in self.stages)) > 1 + 1e-9:
+            raise InputError(f"the shares of a phase's streams add up to {most:g}", "give shares of up to 1 in all")
         if not 0 < self.decay_share <= 1:
             raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
 
