@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class Task:
     evaluate: Callable[[int], dict[str, Any]] = nothing
     eval_every: int = 200
     ends: Callable[[int], dict[str, Any]] = nothing
+    _: KW_ONLY
     sample: Callable[[int], dict[str, Any]] = nothing
     sample_every: int = 0
     recipe: Any = None

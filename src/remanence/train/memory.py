@@ -209,7 +209,8 @@ def continual(run: ModelRun, num_steps: int, name: StageName = "continual") -> T
         phase = phase_at(phases, step)
         return {} if phase.books == 1 else from_memories(run, lm, phase.slots)
 
-    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, sample, samples_every(recipe), recipe)
+    every = samples_every(recipe)
+    return Task(name, loss, rate, evaluate, recipe.eval_every, ends, sample=sample, sample_every=every, recipe=recipe)
 
 
 def _losses(run: ModelRun, lm: LM, phase: Phase, stage: Stage, number: int) -> tuple[Losses, Tensor]:

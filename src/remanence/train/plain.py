@@ -101,7 +101,17 @@ def warm_up(run: ModelRun) -> Task:
         return {} if phase_at(run.recipe.warmup, step - 1).books == 1 else from_text(run)
 
     every = samples_every(run.recipe)
-    return Task("warmup", loss, rate, evaluate, run.recipe.eval_every, ends, sample, every, run.recipe)
+    return Task(
+        "warmup",
+        loss,
+        rate,
+        evaluate,
+        run.recipe.eval_every,
+        ends,
+        sample=sample,
+        sample_every=every,
+        recipe=run.recipe,
+    )
 
 
 def counted(run: ModelRun, losses: Losses) -> Tensor:

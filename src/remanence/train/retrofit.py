@@ -58,7 +58,7 @@ def continual(run: RetrofitRun, num_steps: int) -> Task:
         return evaluate(run)
 
     smaller = "groups, questions or texts (--set groups=4)"
-    return Task("continual", loss, rate, evaluated, recipe.eval_every, evaluated, recipe, smaller=smaller)
+    return Task("continual", loss, rate, evaluated, recipe.eval_every, evaluated, recipe=recipe, smaller=smaller)
 
 
 def _start(run: RetrofitRun) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def running_text(run: SequenceRun) -> Task:
     def evaluate(step: int) -> dict[str, float]:
         return evaluate_kept(run, lm, method)
 
-    return Task(recipe.stage, loss, rate, evaluate, recipe.eval_every, evaluate, recipe, recipe.parts)
+    return Task(recipe.stage, loss, rate, evaluate, recipe.eval_every, evaluate, recipe=recipe, parts=recipe.parts)
 
 
 def reading_model(run: SequenceRun) -> LM:

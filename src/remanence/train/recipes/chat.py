@@ -50,7 +50,7 @@ class ChatRecipe:
     lora: LoraConfig | None = field(
         default_factory=lambda: LoraConfig(rank=64, alpha=128, dropout=0.0, targets=(*TARGETS, "o_proj"))
     )
-    sft: ChatPhase = field(default_factory=lambda: ChatPhase(2400, lr=8e-4, groups=16))
+    sft: ChatPhase = field(default_factory=lambda: ChatPhase(1600, lr=8e-4, groups=16))
     dpo: ChatPhase = field(default_factory=lambda: ChatPhase(300, lr=1e-4, groups=6))
     beta: float = 0.1
     nll_weight: float = 0.2
