@@ -88,7 +88,7 @@ def test_a_retriever_that_is_not_there_is_named(call):
         (["eval", "ltm-recall", "--drops", ""], "empty"),
         (["eval", "perplexity", "--n", "0"], "n is 0"),
         (["bench", "mplus", "--shape", "nanno"], "no shape is called 'nanno'"),
-        (["train", "nano-mplus", "--stage", "warmup"], "--stage warmup"),
+        (["train", "nano-mplus", "--stage", "warmup"], "no stage of nano-mplus is called 'warmup'"),
         (["ask", "Who?", "--method", "mplus", "--model", "tiny", "--bank", "b"], "no latent memory"),
     ],
 )

@@ -67,6 +67,10 @@ RECIPE = RetrofitRecipe(
 )
 
 
+def asks(question: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": question},)
+
+
 def words(has_more: bool) -> PreTrainedTokenizerFast:
     """A token a word; `has_more`: BOS and a chat template, else neither."""
     vocab = {word: i for i, word in enumerate([*WORDS, *NAMES, *COLOURS])}
@@ -166,7 +170,7 @@ def test_what_comes_out_reads_from_a_bank_as_training_did(
     lm, base = rm.load(tmp_path / "made"), rm.load(bases / family)
     assert (lm.fingerprint == base.fingerprint) is (not whole and roles == ("read",))
     text, question = "The cat of Ada is pink .", "What colour is the cat of Ada ?"
-    batch = pack_questions(run.lm, Texts([text], [Asked(question, "pink", "", (0,))]), run.recipe)
+    batch = pack_questions(run.lm, Texts([text], [Asked(asks(question), "pink", "", (0,))]), run.recipe)
     run.lm.model.eval()
     run.lm.drop_constants()
     with torch.no_grad():
@@ -244,12 +248,14 @@ def test_both_roles_are_trained_and_the_base_is_not(tmp_path: Path, bases: Path)
 def test_rows_are_the_models_own_prompts(bases: Path):
     for family, rendered in (("llama", "User : What colour ? Bot :"), ("gpt_neox", "What colour ?")):
         lm = rm.load(bases / family)
-        batch = pack_questions(lm, Texts(["The cat is red ."], [Asked("What colour ?", "red", "", (0,))]), RECIPE)
+        batch = pack_questions(lm, Texts(["The cat is red ."], [Asked(asks("What colour ?"), "red", "", (0,))]), RECIPE)
         ids = batch.ids_BT[0].tolist()
         assert lm.decode(ids) == f"{rendered} red"
         assert (ids[0] == 1) is (family == "llama")
         assert ids[-1] == 2, "an answer has an end"
-        told = pack_questions(lm, Texts(["The cat is red ."], [Asked("What ?", "red", "", (0,))]), RECIPE, as_text=True)
+        told = pack_questions(
+            lm, Texts(["The cat is red ."], [Asked(asks("What ?"), "red", "", (0,))]), RECIPE, as_text=True
+        )
         assert told.references == []
         assert lm.decode(told.ids_BT[0].tolist()).startswith("Reference : The cat is red .")
     nano = rm.load("nano")

@@ -104,8 +104,13 @@ def spoken(lm: LM, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
 
 
 def _text(lm: LM, messages: Sequence[Message], asks: bool) -> str:
-    """As `LM.render` writes them; a model without a template is given one message a line, and its EOS."""
+    """As `LM.render` writes them; without a template one message a line, an answer beside its question."""
     if lm.tokenizer.chat_template:
         return lm.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks)
-    text = "\n".join(message["content"] for message in messages)
-    return text if asks else text + (lm.tokenizer.eos_token or "\n")
+    text = ""
+    for message in messages:
+        if message["role"] == "assistant":
+            text += f" {message['content']}{lm.tokenizer.eos_token or ''}"
+        else:
+            text += ("\n" if text else "") + message["content"]
+    return text

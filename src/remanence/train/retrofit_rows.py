@@ -33,7 +33,8 @@ def draw_questions(
         groups += bool(told)
         for number in rng.sample(told, min(recipe.questions, len(told))):
             seen = tuple(texts.place(text) for text in rng.sample(row.references, len(row.references)))
-            texts.asked.append(Asked(*row.pairs[number], "", seen))
+            question, answer = row.pairs[number]
+            texts.asked.append(Asked(({"role": "user", "content": question},), answer, "", seen))
     return texts
 
 
@@ -49,7 +50,7 @@ def pack_questions(lm: LM, texts: Texts, recipe: RetrofitRecipe, *, as_text: boo
     rows, seen = [], []
     for asked in texts.asked:
         shown = [_cut(lm, texts.references[i], recipe) for i in asked.references] if as_text else []
-        prompt = text_layout(lm, shown, lm.render([{"role": "user", "content": asked.question}]))
+        prompt = text_layout(lm, shown, lm.render(asked.messages))
         said = answer_ids(lm, asked.answer)
         rows.append(([*prompt, *said], [0] * len(prompt) + [ANSWER] * len(said)))
         seen.append(() if as_text else asked.references)
