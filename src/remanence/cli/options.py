@@ -20,7 +20,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="nano, nano-mplus, tiny (random, for tests), a folder, a cached Hub id (HF_HUB_OFFLINE=0 downloads).",
+        help="nano, nano-chat, nano-mplus, tiny (random), a folder, a cached Hub id (HF_HUB_OFFLINE=0 downloads).",
         rich_help_panel=_COMMON,
     ),
 ]

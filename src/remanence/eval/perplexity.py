@@ -24,7 +24,7 @@ from remanence.methods import load as load_method
 from remanence.methods.mplus import MPlus
 from remanence.provenance import commit, machine
 
-LEAD_TOKENS = 32
+LEAD_TOKENS, TEXT_TOKENS = 32, 128
 ALWAYS = "full_pool_always_read"
 """What a full pool does to text that it is not about when nothing keeps it from being read."""
 
@@ -49,24 +49,28 @@ class Options:
 def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     """Mean loss in nats per token (the figures that M+ calls perplexity) and perplexity, of what follows a lead.
 
-    A text's first `LEAD_TOKENS` (half of a shorter text) are what a pool is asked with; they are not scored.
+    A text's first `LEAD_TOKENS` (half of a shorter text) are what a pool is asked with; they are not scored. Of a model
+    without latent memory the loss is its own alone.
     """
-    method = load_method("mplus", lm)
-    assert isinstance(method, MPlus)
-    limit = method.reference_tokens()
-    other = other_texts(None, options.seed + 1, lm.count_tokens, limit)
-    full = _filled(lm, method, method.fresh(lm, options.seed, folder), other, options.fill_tokens, bar)
+    method = None if lm.latent is None else load_method("mplus", lm)
+    assert method is None or isinstance(method, MPlus)
+    limit = method.reference_tokens() if method else TEXT_TOKENS
+    pools: dict[str, Pool | None] = {"base": None}
+    if method:
+        other = other_texts(None, options.seed + 1, lm.count_tokens, limit)
+        full = _filled(lm, method, method.fresh(lm, options.seed, folder), other, options.fill_tokens, bar)
+        pools |= {"fresh_pool": method.fresh(lm), "full_pool": full, ALWAYS: full}
     stream = other_texts(options.data, options.seed, lm.count_tokens, limit)
     texts = [lm.encode(text) for text, _ in islice(stream, options.n)]
     systems = {}
-    for name, pool in (("base", None), ("fresh_pool", method.fresh(lm)), ("full_pool", full), (ALWAYS, full)):
+    for name, pool in pools.items():
         with bar(name, len(texts)) as advance:
             losses: list[float] = []
             num_read = 0
             for start in range(0, len(texts), options.batch_size):
                 batch = texts[start : start + options.batch_size]
                 reads = [pool is not None] * len(batch)
-                if pool is not None and method.config.least_relevance and name != ALWAYS:
+                if pool is not None and method and method.config.least_relevance and name != ALWAYS:
                     reads = method.knows(lm, pool, [text[: _lead(text)] for text in batch])
                 num_read += sum(reads)
                 for is_read, rows in read_or_not(reads):
@@ -89,7 +93,8 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
         "systems": systems,
         "ratios": {
             f"{name}_{figure}": systems[name][figure] / base[figure]
-            for name in ("fresh_pool", "full_pool", ALWAYS)
+            for name in pools
+            if name != "base"
             for figure in ("loss_nats", "perplexity")
         },
     }
@@ -107,11 +112,11 @@ def _filled(lm: LM, method: MPlus, pool: Pool, stream: Iterator[tuple[str, int]]
 
 
 @torch.inference_mode()
-def _losses(lm: LM, method: MPlus, pool: Pool | None, texts: Sequence[list[int]]) -> list[float]:
+def _losses(lm: LM, method: MPlus | None, pool: Pool | None, texts: Sequence[list[int]]) -> list[float]:
     """Of every token after each text's lead, in nats; `pool` None: the base model, with its BOS."""
     lead = [] if pool is not None else lm.bos
     ids_BT, mask_BT = pad_left([[*lead, *text] for text in texts], lm.device)
-    if pool is None:
+    if pool is None or method is None:
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         logits_BTV = lm.forward(ids_BT, None, positions_BT, mask_BT)
     else:

@@ -24,7 +24,7 @@ from remanence.types import KV, Prefix
 SETTINGS = hub.SETTINGS
 LATENT = "latent.safetensors"
 ASSETS = Path(__file__).parent.parent / "assets"
-BUNDLED = {name: ASSETS / name for name in ("nano", "nano-mplus")}
+BUNDLED = {name: ASSETS / name for name in ("nano", "nano-chat", "nano-mplus")}
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def from_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | str | None = None) -> LM:
-    """A bundled model ("nano", "nano-mplus"), a random one for tests ("tiny"), a folder, or a Hub id.
+    """A bundled model ("nano", "nano-chat", "nano-mplus"), a random one for tests ("tiny"), a folder, or a Hub id.
 
     `dtype` None: float32 on the CPU, the checkpoint's own elsewhere. Raises InputError for an unknown name
     and UnsupportedModel for a model that cannot read memory exactly.

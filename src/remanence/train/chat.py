@@ -1,4 +1,4 @@
-"""SFT and DPO with memories active (Memory³ §6): answers alone are learned, references are written beforehand."""
+"""SFT and DPO (Memory³ §6), with memories active [inferred]: answers alone are learned."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class ChatRun(Run):
 
     recipe: ChatRecipe
     lm: LM
-    writer: LM
     config: Memory3Config
     encoder: Encoder
     corpora: Corpora
@@ -55,7 +54,7 @@ def logprobs(run: ChatRun, batch: ChatBatch, kept_tokens: int | None) -> tuple[T
         prefix, positions_T = None, torch.arange(T, device=run.lm.device)
         if batch.references:
             with torch.no_grad():
-                written = method.write(run.writer, batch.references)
+                written = method.write(run.lm, batch.references)
             groups = [[Group(0, tuple(written[i] for i in row))] for row in batch.rows]
             prefix = method.prefix(run.lm, groups, [T] * len(groups))
             positions_T = positions_T + prefix.offset_tokens
@@ -89,8 +88,10 @@ def dpo(run: ChatRun, num_steps: int) -> Task:
 
     def loss(number: int) -> tuple[Tensor, int]:
         batch, kept = _batch(run, "dpo", number)
+        run.lm.drop_constants()  # an evaluation has kept those of the weights as they were
         with torch.no_grad(), holding(trained, reference):
             before_B = by_row(batch, *logprobs(run, batch, kept)[1:])
+        run.lm.drop_constants()
         _, index_N, logp_N = logprobs(run, batch, kept)
         gain_B = by_row(batch, index_N, logp_N) - before_B
         half = len(gain_B) // 2
@@ -134,12 +135,12 @@ def _batch(run: ChatRun, stage: ChatStage, number: int) -> tuple[ChatBatch, int 
     """Batch `number`, and the tokens that its memories keep."""
     phase = run.recipe.phase_of(stage)
     as_text = bool(phase.text_every) and number % phase.text_every == phase.text_every - 1
-    if as_text:  # their rows are several times as long
-        phase = replace(phase, groups=-(-phase.groups // 3))
     if run.conversations:
         count = phase.groups * phase.questions
         texts = told_texts(drawn(run.conversations, run.recipe.seed, number, count))
     else:
+        if as_text:  # their rows are several times as long
+            phase = replace(phase, groups=-(-phase.groups // 3))
         texts = draw_texts(Random(f"{run.recipe.seed} {stage} {number}"), phase, run.corpora, run.encoder)
     batch = pack_chat(run.lm, texts, run.encoder, run.recipe.row_tokens, as_text=as_text, rejected=stage == "dpo")
     return batch, run.recipe.kept_tokens[number % len(run.recipe.kept_tokens)]
@@ -155,7 +156,18 @@ def _task(run: ChatRun, stage: ChatStage, loss: Any, num_steps: int) -> Task:
     def evaluated(step: int) -> dict[str, Any]:
         return evaluate(run)
 
-    return Task(stage, loss, rate, evaluated, run.recipe.eval_every, evaluated, recipe=run.recipe)
+    recipe = run.recipe
+    return Task(
+        stage,
+        loss,
+        rate,
+        evaluated,
+        recipe.eval_every,
+        evaluated,
+        recipe=recipe,
+        parts=recipe.phase_of(stage).parts,
+        smaller=f"its groups (--set {stage}.groups=4)",
+    )
 
 
 @torch.no_grad()
@@ -174,5 +186,6 @@ def evaluate(run: ChatRun) -> dict[str, float]:
             logit_NV, index_N, _ = logprobs(run, batch, kept)
             whole = exact_answers(logit_NV, index_N, batch.ids_BT, batch.kind_BT)[1]
             found[f"{name}_{'all' if kept is None else kept}"] = round(whole, 3)
+    run.lm.drop_constants()
     run.lm.model.train()
     return found

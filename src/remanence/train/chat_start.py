@@ -21,7 +21,7 @@ from remanence.train.conversations import read_conversations
 from remanence.train.corpora import load_or_skip
 from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.loop import Task
-from remanence.train.model import use_fast_attention
+from remanence.train.model import compute_layers_again, use_fast_attention
 from remanence.train.optimizer import Group, Optimizer
 from remanence.train.recipes.chat import ChatRecipe, ChatStage
 from remanence.train.rows import Encoder
@@ -40,12 +40,9 @@ def start_chat_run(recipe: ChatRecipe, data: Path | None, folder: Path, *, skip_
     folder.mkdir(parents=True, exist_ok=True)
     told = read_conversations(Path(recipe.conversations)) if recipe.conversations else []
     lm = load(recipe.base)
-    writer = lm if recipe.lora else load(recipe.base)
     settings = {**lm.settings.get("memory3", {}), "refresh_tokens": None}
     torch.manual_seed(recipe.seed)
     trained = _prepared(lm, recipe)
-    if writer is not lm:
-        _frozen(writer, recipe)
     lm.drop_constants()
     names = tuple(trained)
     groups = [Group("adamw", names, 1.0, recipe.weight_decay, (0.9, 0.95))]
@@ -56,7 +53,6 @@ def start_chat_run(recipe: ChatRecipe, data: Path | None, folder: Path, *, skip_
         data=data,
         recipe=recipe,
         lm=lm,
-        writer=writer,
         config=_config(lm, settings),
         encoder=Encoder(lm.tokenizer),
         corpora=load_or_skip(data, folder, skip_damaged),
@@ -78,6 +74,8 @@ def _frozen(lm: LM, recipe: ChatRecipe) -> None:
 
 def _prepared(lm: LM, recipe: ChatRecipe) -> dict[str, nn.Parameter]:
     """What is trained, by name: all weights, or an adapter that text is read with."""
+    if recipe.checkpointing:
+        compute_layers_again(lm.model)
     if recipe.lora is None:
         use_fast_attention(lm.model)
         return dict(lm.model.named_parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -74,11 +75,15 @@ def _read(path: Path, number: int, line: str) -> Conversation:
 
 def drawn(conversations: Sequence[Conversation], seed: int, number: int, count: int) -> list[Conversation]:
     """Batch `number` of `count`: every conversation once an epoch, in another order in each."""
-    size, found = len(conversations), []
-    for place in range(number * count, (number + 1) * count):
-        order = Random(f"{seed} epoch {place // size}").sample(range(size), size)
-        found.append(conversations[order[place % size]])
-    return found
+    size, first = len(conversations), number * count
+    epochs = range(first // size, (first + count - 1) // size + 1)
+    orders = {epoch: _order(seed, epoch, size) for epoch in epochs}
+    return [conversations[orders[place // size][place % size]] for place in range(first, first + count)]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, size: int) -> list[int]:
+    return Random(f"{seed} epoch {epoch}").sample(range(size), size)
 
 
 def spoken(lm: LM, messages: Sequence[Message]) -> tuple[list[int], list[int]]:

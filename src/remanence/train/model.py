@@ -93,4 +93,4 @@ def _attend(
 
 def logits_at(model: Any, hidden_NC: Tensor) -> Tensor:
     """logits_NV of chosen hidden states: most of the text needs no logits."""
-    return functional.linear(hidden_NC, model.model.embed_tokens.weight)
+    return functional.linear(hidden_NC, model.lm_head.weight)

@@ -109,7 +109,8 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer: Any = tokenizer
         self.bos: int = self.tokenizer.bos_token_id
-        self.pad: int = self.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
+        self.pad: int = 0 if pad is None else pad  # behind all text, which never sees it
 
     @cached_property
     def header(self) -> list[int]:

@@ -22,6 +22,7 @@ class ChatPhase:
     `absent`: the chance that what a question asks for is in no reference of its row: its passage is left out, or (one
     of three) just the sentence that says it. `empty`: the chance of no reference at all. `text_every`: in every
     so many-th step references stand in the prompt as text (0: never). `lr` falls as a cosine after the first tenth.
+    A step is `parts` such batches, whose gradients are averaged.
     """
 
     num_steps: int
@@ -33,16 +34,18 @@ class ChatPhase:
     empty: float = 0.05
     squad: float = 0.1
     text_every: int = 6
+    parts: int = 1
 
 
 @dataclass(frozen=True)
 class ChatRecipe:
     """`base` is trained further, whole (`lora` None) or by an adapter that text is read with.
 
-    References are written by the base as it was, with no gradient, so that its banks stay valid for what comes out of
-    an adapter. `kept_tokens`: of memories, step by step in turn. `conversations`: a file of JSON lines to train on
-    (`train/conversations.py`), `groups` times `questions` of them a step; None: the generator's facts. `row_tokens`:
-    at most. `beta`: of DPO (Rafailov et al., 2023); `nll_weight` of the chosen answers' own loss beside it.
+    No gradient reaches the writing of references. With an adapter the base writes them, as it was, so that its banks
+    stay valid for what comes out; a whole model writes them as it is by then. `kept_tokens`: of memories, step by step
+    in turn. `conversations`: a file of JSON lines to train on (`train/conversations.py`), `groups` times `questions` of
+    them at once; None: the generator's facts. `row_tokens`: at most. `beta`: of DPO (Rafailov et al., 2023);
+    `nll_weight`: of the chosen answers' own loss beside it.
     """
 
     seed: int = 0
@@ -59,6 +62,7 @@ class ChatRecipe:
     row_tokens: int = 512
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    checkpointing: bool = False
     eval_every: int = 200
     stages: tuple[Step, ...] = ("sft", "dpo", "export")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -87,13 +91,14 @@ def large_chat() -> ChatRecipe:
     return ChatRecipe(
         base="",
         lora=None,
-        sft=ChatPhase(7541, lr=5e-5, groups=512, questions=1, text_every=0),
-        dpo=ChatPhase(547, lr=4e-6, groups=128, questions=1, text_every=0),
+        sft=ChatPhase(7541, lr=5e-5, groups=8, questions=1, text_every=0, parts=64),
+        dpo=ChatPhase(547, lr=4e-6, groups=8, questions=1, text_every=0, parts=16),
         beta=0.01,
         nll_weight=0.0,
         kept_tokens=(8,),
         row_tokens=2048,
         weight_decay=0.1,
+        checkpointing=True,
     )
 
 
