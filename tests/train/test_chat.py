@@ -153,8 +153,7 @@ def test_what_comes_out_reads_the_banks_of_its_base(tmp_path, run):
     ids = torch.tensor([lm.encode("Question")])
     assert not torch.allclose(lm.forward(ids), base.forward(ids), atol=1e-3)
     run.lm.model.eval()
-    trained = {name: p.bfloat16().float() for name, p in run.optimizer.model.items()}
-    with torch.no_grad(), chat.holding(run.optimizer.model, trained):
+    with torch.no_grad():
         assert torch.allclose(lm.forward(ids), run.lm.forward(ids), atol=1e-4)
 
 
@@ -219,13 +218,34 @@ def test_a_bad_conversation_is_named(tmp_path, line, reason):
         read_conversations(path)
 
 
+def test_dpo_alone_begins_with_the_base_and_sft_anew_takes_an_old_one_away(tmp_path):
+    alone = chat_start.start_chat_run(replace(smaller_chat(), stages=("dpo", "export")), None, tmp_path)
+    chat_start.run_chat_stage(alone, "dpo", 1, again=False)
+    with pytest.raises(InputError, match="no checkpoint of sft"):
+        chat_start.export_chat(replace_recipe(alone, stages=("sft", "export")), tmp_path / "out")
+    run = chat_start.start_chat_run(smaller_chat(), None, tmp_path)
+    chat_start.run_chat_stage(run, "sft", 1, again=False)
+    assert not (tmp_path / "dpo").exists()
+    chat_start.export_chat(run, tmp_path / "out")
+    assert "memory" in (tmp_path / "out" / "README.md").read_text()
+
+
+def replace_recipe(run, **fields):
+    run.recipe = replace(run.recipe, **fields)
+    return run
+
+
 def test_what_a_stage_needs_is_said(tmp_path, run):
     with pytest.raises(InputError, match="sft"):
         chat_start.run_chat_stage(run, "dpo", 1, again=False)
+    with pytest.raises(InputError, match="adapter of 'nano'"):
+        chat_start.start_chat_run(replace(smaller_chat(), base="nano-mplus"), None, tmp_path)
+    with pytest.raises(InputError, match="groups is 0"):
+        ChatPhase(1, 1e-3, groups=0)
     with pytest.raises(InputError, match="no checkpoint"):
         chat_start.export_chat(run, tmp_path / "out")
-    with pytest.raises(InputError, match="--start"):
-        chat_start.start_chat_run(large_chat(), None, tmp_path / "large")
+    with pytest.raises(InputError, match="memory3-2b"):
+        chat_start.start_chat_run(large_chat("2b"), None, tmp_path / "large")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +256,8 @@ def test_what_a_stage_needs_is_said(tmp_path, run):
         ("", True),
         ("Unknown", True),
         ("the blue door", False),
+        ("Unknown Pleasures", False),
+        ("No information desk", False),
         ("nobody", False),
     ],
 )

@@ -107,6 +107,7 @@ def train_retrofit(recipe: RetrofitRecipe, wanted: Wanted) -> None:
         recipe = replace(recipe, base=str(wanted.start))
     for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
         run = retrofit_start.start_retrofit_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
+        wanted.watch(run)
         if one == "export":
             retrofit_start.export_retrofit(run, wanted.out / wanted.name)
         else:

@@ -6,9 +6,8 @@ import re
 
 UNKNOWN = "I do not know."
 _SAID = re.compile(
-    r"i (do not|don't|don’t|dont) (know|have)|i('m| am) not sure"
-    r"|(it is |that is )?(unknown|not (stated|known|mentioned))"
-    r"|there is no (answer|information)|no (answer|information)|cannot be (answered|known)",
+    r"i (do not|don't|don’t|dont) (know|have)\b|i('m| am) not sure\b|there is no (answer|information)\b"
+    r"|((it|that) is )?(unknown|not (stated|known|mentioned))\W*$|no (answer|information)\W*$",
     re.IGNORECASE,
 )
 

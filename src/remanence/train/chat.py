@@ -16,7 +16,7 @@ from remanence.data.unknown import UNKNOWN
 from remanence.lm.lm import LM
 from remanence.methods.layout import Group
 from remanence.methods.memory3 import Memory3, Memory3Config
-from remanence.train.chat_rows import ChatBatch, answers_of, draw_texts, pack_chat, told_texts
+from remanence.train.chat_rows import ChatBatch, Texts, answers_of, draw_texts, pack_chat, told_texts
 from remanence.train.conversations import Conversation, drawn
 from remanence.train.corpora import Corpora
 from remanence.train.loop import Run, Task
@@ -142,8 +142,21 @@ def _batch(run: ChatRun, stage: ChatStage, number: int) -> tuple[ChatBatch, int 
         if as_text:  # their rows are several times as long
             phase = replace(phase, groups=-(-phase.groups // 3))
         texts = draw_texts(Random(f"{run.recipe.seed} {stage} {number}"), phase, run.corpora, run.encoder)
-    batch = pack_chat(run.lm, texts, run.encoder, run.recipe.row_tokens, as_text=as_text, rejected=stage == "dpo")
+    batch = _packed(run, texts, as_text=as_text, rejected=stage == "dpo")
     return batch, run.recipe.kept_tokens[number % len(run.recipe.kept_tokens)]
+
+
+def _packed(run: ChatRun, texts: Texts, *, as_text: bool = False, rejected: bool = False) -> ChatBatch:
+    most = run.config.reference_tokens
+    return pack_chat(
+        run.lm,
+        texts,
+        run.encoder,
+        run.recipe.row_tokens,
+        as_text=as_text,
+        rejected=rejected,
+        reference_tokens=most,
+    )
 
 
 def _task(run: ChatRun, stage: ChatStage, loss: Any, num_steps: int) -> Task:
@@ -182,7 +195,7 @@ def evaluate(run: ChatRun) -> dict[str, float]:
     for kept in run.recipe.kept_tokens:
         for name, is_absent in (("answered", False), ("abstained", True)):
             part = replace(texts, asked=[a for a in texts.asked if (a.answer == UNKNOWN) == is_absent])
-            batch = pack_chat(run.lm, part, run.encoder, run.recipe.row_tokens, as_text=False)
+            batch = _packed(run, part)
             logit_NV, index_N, _ = logprobs(run, batch, kept)
             whole = exact_answers(logit_NV, index_N, batch.ids_BT, batch.kind_BT)[1]
             found[f"{name}_{'all' if kept is None else kept}"] = round(whole, 3)

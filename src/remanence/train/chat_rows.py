@@ -117,13 +117,20 @@ def without(text: str, answer: str) -> str:
 
 
 def pack_chat(
-    lm: LM, texts: Texts, encoder: Encoder, limit: int, *, as_text: bool, rejected: bool = False
+    lm: LM,
+    texts: Texts,
+    encoder: Encoder,
+    limit: int,
+    *,
+    as_text: bool,
+    rejected: bool = False,
+    reference_tokens: int = 128,
 ) -> ChatBatch:
     """`as_text`: references stand in the prompt, none are to be written. `rejected`: for DPO.
 
-    Rows of more than `limit` tokens are cut at their end.
+    Rows of more than `limit` tokens lose their beginning, references lose what is beyond `reference_tokens`.
     """
-    tokens = [ids[:128] for ids in encoder(*texts.references)]
+    tokens = [ids[:reference_tokens] for ids in encoder(*texts.references)]
     answers = [asked.answer for asked in texts.asked] + [asked.rejected for asked in texts.asked if rejected]
     every = texts.asked * (2 if rejected else 1)
     rows = []
@@ -131,8 +138,8 @@ def pack_chat(
         shown = [texts.references[i] for i in asked.references] if as_text else []
         ids, kinds = spoken(lm, (*asked.messages, {"role": "assistant", "content": answer}))
         before = text_layout(lm, shown, ())
-        rows.append(([*before, *ids], [0] * len(before) + kinds))
-    packed = pack(rows, min(limit, max(len(ids) for ids, _ in rows)), encoder.pad)
+        rows.append(([*before, *ids][-limit:], ([0] * len(before) + kinds)[-limit:]))
+    packed = pack(rows, max(len(ids) for ids, _ in rows), encoder.pad)
     seen = [() if as_text else asked.references for asked in every]
     return ChatBatch([] if as_text else tokens, seen, packed.ids_BT.to(lm.device), packed.kind_BT.to(lm.device))
 

@@ -7,6 +7,7 @@ from typing import Any
 from remanence.errors import InputError
 from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_flops, training_flops, write_flops
 from remanence.train.estimate_further import estimate_further
+from remanence.train.recipes.chat import ChatRecipe
 from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
 from remanence.train.recipes.nano_mplus import LatentRecipe
 from remanence.train.recipes.retrofit import RetrofitRecipe
@@ -24,7 +25,7 @@ def estimate(recipe: Any) -> dict[str, Any]:
     Activations are not counted: they depend on kernels and checkpointing. InputError for a recipe whose cost is not
     known.
     """
-    if isinstance(recipe, LatentRecipe | RetrofitRecipe):
+    if isinstance(recipe, LatentRecipe | RetrofitRecipe | ChatRecipe):
         return with_hours(estimate_further(recipe))
     if not isinstance(recipe, Recipe | SequenceRecipe):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What it would take to train a model further, from its base's shape alone: M+ and retrofit."""
+"""What it would take to train a model further, from its base's shape alone: M+, retrofit, SFT and DPO."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from remanence.errors import InputError
 from remanence.lm.lm import BUNDLED
 from remanence.lm.lora import LoraConfig
 from remanence.train.cost import MemoryShape, forward_flops, read_flops, write_flops
+from remanence.train.recipes.chat import ChatRecipe, ChatStage
 from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
 from remanence.train.recipes.retrofit import RetrofitRecipe
 from remanence.train.shapes import SHAPES, Shape
 
-KNOWN = {"meta-llama/Llama-3.1-8B": SHAPES["llama-3.1-8b"]}
+KNOWN = {
+    "meta-llama/Llama-3.1-8B": SHAPES["llama-3.1-8b"],
+    "memory3-0.9b": SHAPES["0.9b"],
+    "memory3-2b": SHAPES["2b"],
+}
 """Shapes of bases that need not lie on the disk."""
 QUESTION_TOKENS = 64
 """Of a row of retrofit that asks a question; its recipe does not say."""
@@ -22,7 +27,7 @@ FROZEN = 2
 """Passes that a forward and a backward pass cost where weights get no gradient: their inputs alone do."""
 
 
-def estimate_further(recipe: LatentRecipe | RetrofitRecipe) -> dict[str, Any]:
+def estimate_further(recipe: LatentRecipe | RetrofitRecipe | ChatRecipe) -> dict[str, Any]:
     """Parameters of the base, those that are trained, and of every stage its steps, tokens (at most) and FLOPs.
 
     One process holds all of it, and many are refused. `host_bytes`: long-term memory, beside the device.
@@ -35,12 +40,17 @@ def estimate_further(recipe: LatentRecipe | RetrofitRecipe) -> dict[str, Any]:
         num_bytes = shape.num_parameters * low + trained * 16 + held  # the pool, and the one that a run begins with
         long = shape.num_layers * recipe.kept_rows * (C + recipe.method["key_width"]) * 2
         return _told(shape, trained, stages, num_bytes) | {"host_bytes": long}
-    stages = {"continual": _retrofit_stage(shape, recipe)}
+    if isinstance(recipe, ChatRecipe):
+        stages: dict[str, Any] = {name: _chat_stage(shape, recipe, name) for name in recipe.stages if name != "export"}
+        num_roles, keeps_start = 1, "dpo" in recipe.stages
+    else:
+        stages = {"continual": _retrofit_stage(shape, recipe)}
+        num_roles, keeps_start = len(recipe.roles), bool(recipe.plain_every)
     if recipe.lora is None:
         low, total = _low(recipe), shape.num_parameters
-        num_bytes = total * (2 * low + (4 if low == 2 else 0) + 8) + (total * low if recipe.plain_every else 0)
+        num_bytes = total * (2 * low + (4 if low == 2 else 0) + 8) + (total * low if keeps_start else 0)
         return _told(shape, total, stages, num_bytes)
-    trained = len(recipe.roles) * lora_parameters(shape, recipe.lora)
+    trained = num_roles * lora_parameters(shape, recipe.lora)
     return _told(shape, trained, stages, shape.num_parameters * _low(recipe) + trained * 16)
 
 
@@ -53,7 +63,7 @@ def _told(shape: Shape, trained: int, stages: dict[str, Any], num_bytes: int) ->
     }
 
 
-def _low(recipe: LatentRecipe | RetrofitRecipe) -> int:
+def _low(recipe: LatentRecipe | RetrofitRecipe | ChatRecipe) -> int:
     return 2 if recipe.dtype == "bfloat16" else 4
 
 
@@ -149,3 +159,16 @@ def _retrofit_stage(shape: Shape, recipe: RetrofitRecipe) -> dict[str, float]:
     flops = passes * text + (1 - plain) * (written + passes * reads * read_flops(shape, memory)) + plain * text
     tokens = asked * QUESTION_TOKENS + recipe.texts * recipe.text_tokens
     return {"steps": recipe.num_steps, "tokens": recipe.num_steps * tokens, "flops": recipe.num_steps * flops}
+
+
+def _chat_stage(shape: Shape, recipe: ChatRecipe, stage: ChatStage) -> dict[str, float]:
+    """At most: every row is as long as it may be, and no two share a reference. DPO reads each pair twice: the
+    reference without a gradient."""
+    phase = recipe.phase_of(stage)
+    rows, most = phase.groups * phase.questions * phase.parts * (2 if stage == "dpo" else 1), phase.passages[1]
+    memory = MemoryShape(kept_tokens=recipe.kept_tokens[0] or 128, chunk_tokens=recipe.row_tokens)
+    row = forward_flops(shape, recipe.row_tokens) + most * read_flops(shape, memory)
+    passes = (3 if recipe.lora is None else FROZEN) + (stage == "dpo")
+    flops = rows * (passes * row + most * write_flops(shape, memory))
+    tokens = rows * recipe.row_tokens
+    return {"steps": phase.num_steps, "tokens": phase.num_steps * tokens, "flops": phase.num_steps * flops}

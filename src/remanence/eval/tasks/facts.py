@@ -32,13 +32,13 @@ class Facts(Task):
         records = read_facts(self.facts)[:n] if self.facts else heldout_facts(n, seed)
         told = list(dict.fromkeys(record["passage"] for record in records))
         own = told[::2] if self.unanswerable else told
-        place = {text: index for index, text in enumerate(own)}
+        place, known = {text: index for index, text in enumerate(own)}, set(told)
         items = [Item(record["question"], (record["answer"],), place.get(record["passage"])) for record in records]
         absent = sum(item.passage is None for item in items)
         if self.unanswerable and absent in (0, len(items)):
             raise InputError(f"{len(items)} questions on {len(told)} passages", "ask at least two, of two passages")
         wanted = max(0, self.bank_size - len(own))
-        others = [text for text in self._others(wanted + len(told), seed) if text not in told][:wanted]
+        others = [text for text in self._others(wanted + len(told), seed) if text not in known][:wanted]
         passages, asked = shuffled([*own, *others], items, seed)
         notes = {"passages": len(passages), "distractors": len(others)}
         return Exam(passages, asked, notes | ({"in_no_passage": absent} if absent else {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from remanence.errors import InputError, suggest
@@ -21,7 +22,7 @@ from remanence.train.recipes.sequences import (
     warmup_nano,
 )
 
-CHAT = {"nano": nano_chat, "0.9b": large_chat, "2b": large_chat}
+CHAT = {"nano": nano_chat, **{size: partial(large_chat, size) for size in ("0.9b", "2b")}}
 RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     "nano": {"nano": nano},
     "nano-text": {"nano": nano_text},

@@ -36,6 +36,9 @@ class ChatPhase:
     text_every: int = 6
     parts: int = 1
 
+    def __post_init__(self) -> None:
+        check_counts(self, "num_steps", "groups", "questions", "parts")
+
 
 @dataclass(frozen=True)
 class ChatRecipe:
@@ -69,7 +72,7 @@ class ChatRecipe:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        check_counts(self, "eval_every")
+        check_counts(self, "eval_every", "row_tokens")
         if self.beta <= 0:
             raise InputError(f"beta is {self.beta}", "give one above 0; the paper's is 0.01")
 
@@ -82,14 +85,14 @@ def nano_chat() -> ChatRecipe:
     return ChatRecipe()
 
 
-def large_chat() -> ChatRecipe:
-    """Memory³ §6 for a whole model (give --start and conversations): its rates and β, 8 tokens per head.
+def large_chat(size: str) -> ChatRecipe:
+    """Memory³ §6 for a whole model (give --start, and conversations): its rates and β, 8 tokens per head.
 
     Batch 512, 2,048 tokens, and three epochs of 1,286,938 conversations are the paper's; batch and length of DPO (one
     epoch over about 70,000 pairs), and that no other loss stands beside its own, are inferred.
     """
     return ChatRecipe(
-        base="",
+        base=f"memory3-{size}",
         lora=None,
         sft=ChatPhase(7541, lr=5e-5, groups=8, questions=1, text_every=0, parts=64),
         dpo=ChatPhase(547, lr=4e-6, groups=8, questions=1, text_every=0, parts=16),
@@ -108,5 +111,5 @@ def only(make: Callable[[], ChatRecipe], stage: ChatStage) -> Callable[[], ChatR
     def made() -> ChatRecipe:
         return replace(make(), stages=(stage, "export"))
 
-    made.__doc__ = make.__doc__
+    made.__doc__ = getattr(make, "func", make).__doc__  # of a `partial` the function's
     return made
