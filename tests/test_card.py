@@ -77,3 +77,21 @@ def test_the_shape_is_the_checkpoints() -> None:
     for text in (CARD, (ROOT / "docs/memory3.md").read_text(encoding="utf-8")):
         assert f"in {'the' if text is CARD else 'its'} {layers // 2} memory layers" in text
     assert f"{(NANO / 'model.safetensors').stat().st_size / 1e6:.1f} MB in bf16" in CARD
+
+
+def test_the_figure_is_what_its_command_printed() -> None:
+    """Of Memory³'s Figure 11: every run's loss on kept books, read as it was trained, and the gains."""
+    found = results("figure11")
+    table = dict(re.findall(r"^\| ((?:control|memory) [^|]+) \| [^|]+ \| ([\d.]+) \|", CARD, re.MULTILINE))
+    runs, read = found["systems"], "kept_with_memory"
+    assert table == {
+        "control from scratch": f"{runs['warmup']['kept_without']:.4f}",
+        "memory from scratch": f"{runs['scratch'][read]:.4f}",
+        "control → control": f"{runs['control']['kept_without']:.4f}",
+        "control → memory": f"{runs['continual'][read]:.4f}",
+        "control → memory, no gradient through the writing": f"{runs['detached'][read]:.4f}",
+        "memory → memory": f"{runs['scratch-continual'][read]:.4f}",
+    }
+    for gain in found["gains"].values():
+        assert f"{gain:.4f}".replace("-", "−") in CARD or f"{gain:.3f}" in CARD
+    assert f"at step {found['crossing_step']} of 200" in CARD

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from remanence.errors import InputError
-from remanence.train.curves import draw, draw_text, read_log
+from remanence.train.curves import draw, read_log
 
 
 def test_a_log_becomes_a_picture(tmp_path: Path) -> None:
@@ -28,15 +28,3 @@ def test_a_log_becomes_a_picture(tmp_path: Path) -> None:
 def test_a_missing_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         read_log(tmp_path / "nowhere")
-
-
-def test_text_curves_are_drawn_of_both_runs(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    records = [
-        {"stage": stage, "step": step, "loss_text_none": 5.0 - step / 100, "loss_text_memory": 5.1 - step / 50}
-        for stage in ("control", "continual")
-        for step in (0, 25, 50)
-    ]
-    log.write_text("".join(json.dumps(record) + "\n" for record in records))
-    draw_text(log, tmp_path / "text.png")
-    assert (tmp_path / "text.png").read_bytes().startswith(b"\x89PNG")

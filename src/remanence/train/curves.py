@@ -1,4 +1,4 @@
-"""Draws the curves of a run's log: every stage, the control, and what memory is worth on running text."""
+"""Draws the curves of a run's log: every stage, and the control."""
 
 from __future__ import annotations
 
@@ -80,27 +80,6 @@ def draw(log: Path, picture: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss on answers (nats per token)")
     axes.legend(loc="upper right")
-    figure.savefig(picture, dpi=110)
-
-
-def draw_text(log: Path, picture: Path) -> None:
-    """Writes a PNG: loss on running text over steps, in training and on kept books, with memory and of the control."""
-    figure, (training, kept) = axes_of(2)
-    stages = read_log(log)
-    for axes, stage, name, colour, label in (
-        (training, "control", "loss_text", "tab:orange", "control: never any memory"),
-        (training, "continual", "loss_text", "tab:blue", "memory"),
-        (kept, "control", "loss_text_none", "tab:orange", "control: never any memory"),
-        (kept, "continual", "loss_text_memory", "tab:blue", "memory"),
-        (kept, "continual", "loss_text_none", "tab:gray", "the same model without its memories"),
-    ):
-        points = [(step, record[name]) for step, record in sorted(stages.get(stage, {}).items()) if name in record]
-        axes.plot([step for step, _ in points], [loss for _, loss in points], color=colour, label=label)
-    for axes, title in ((training, "training texts (means of 25 steps)"), (kept, "books that are kept (32 rows)")):
-        axes.set_title(title, fontsize="medium")
-        axes.set_xlabel("step after the warm-up")
-        axes.legend(loc="upper right")
-    training.set_ylabel("loss on running text (nats per token)")
     figure.savefig(picture, dpi=110)
 
 
