@@ -19,6 +19,7 @@ from remanence.methods.memory3 import Memory3, Memory3Config
 from remanence.train.chat_rows import ChatBatch, Texts, answers_of, draw_texts, pack_chat, told_texts
 from remanence.train.conversations import Conversation, drawn
 from remanence.train.corpora import Corpora
+from remanence.train.further import logits_at
 from remanence.train.loop import Run, Task
 from remanence.train.losses import exact_answers
 from remanence.train.model import cast
@@ -48,22 +49,16 @@ class ChatRun(Run):
 
 def logprobs(run: ChatRun, batch: ChatBatch, kept_tokens: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """(logit_NV, their index_N, logp_N float32) of the tokens of all answers; no gradient reaches the writing."""
-    index_N, (_, T) = answers_of(batch), batch.ids_BT.shape
+    index_N = answers_of(batch)
     method = Memory3(replace(run.config, kept_tokens=kept_tokens))
     with cast(run.lm.device, run.recipe):
-        prefix, positions_T = None, torch.arange(T, device=run.lm.device)
+        prefix = None
         if batch.references:
             with torch.no_grad():
                 written = method.write(run.lm, batch.references)
             groups = [[Group(0, tuple(written[i] for i in row))] for row in batch.rows]
-            prefix = method.prefix(run.lm, groups, [T] * len(groups))
-            positions_T = positions_T + prefix.offset_tokens
-        extra: dict[str, Any] = {} if run.lm.reads_as is None else {"role": run.lm.reads_as}
-        body: Any = run.lm.model.model
-        hidden_BTC = body(
-            batch.ids_BT, position_ids=positions_T[None], use_cache=False, memory=prefix, **extra
-        ).last_hidden_state
-        logit_NV = run.lm.model.lm_head(hidden_BTC.flatten(0, 1)[index_N])
+            prefix = method.prefix(run.lm, groups, [batch.ids_BT.shape[1]] * len(groups))
+        logit_NV = logits_at(run.lm, batch.ids_BT, index_N, prefix, run.lm.reads_as)
     logp_NV = logit_NV.float().log_softmax(-1)
     return logit_NV, index_N, logp_NV.gather(1, batch.ids_BT.flatten()[index_N + 1][:, None]).squeeze(1)
 

@@ -15,6 +15,7 @@ from remanence.lm.lm import BUNDLED, LM, SETTINGS, load
 from remanence.lm.lora import LoraConfig, adapter, add_roles, save_adapter
 from remanence.train.model import compute_layers_again, to_bfloat16, use_fast_attention
 from remanence.train.optimizer import Group, Optimizer
+from remanence.types import Prefix
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,22 @@ def _groups(trained: dict[str, nn.Parameter], weight_decay: float) -> list[Group
     matrices = tuple(name for name, p in trained.items() if p.ndim > 1)
     others = tuple(name for name in trained if name not in matrices)
     return [Group("adamw", matrices, 1.0, weight_decay, (0.9, 0.95)), Group("adamw", others, 1.0, 0.0, (0.9, 0.95))]
+
+
+def logits_at(lm: LM, ids_BT: Tensor, index_N: Tensor, memory: Prefix | None, role: str | None) -> Tensor:
+    """logits_NV at chosen of the flattened B·T positions; whatever a family puts between hidden states and logits.
+
+    Of the columns that no row asks for no logits are made.
+    """
+    T = ids_BT.shape[1]
+    asked_N = index_N % T
+    kept_K = asked_N.unique()
+    positions_T = torch.arange(T, device=ids_BT.device) + (0 if memory is None else memory.offset_tokens)
+    extra: dict[str, Any] = {} if memory is None else {"memory": memory}
+    extra |= {} if role is None else {"role": role}
+    model: Any = lm.model
+    logits_BKV = model(ids_BT, position_ids=positions_T[None], use_cache=False, logits_to_keep=kept_K, **extra).logits
+    return logits_BKV[index_N // T, torch.searchsorted(kept_K, asked_N)]
 
 
 def write_out(lm: LM, how: Further, folder: Path, settings: dict[str, Any]) -> None:

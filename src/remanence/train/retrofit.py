@@ -17,6 +17,7 @@ from remanence.methods.memory3 import Memory3, Memory3Config
 from remanence.train.chat import holding
 from remanence.train.chat_rows import ChatBatch
 from remanence.train.corpora import Corpora
+from remanence.train.further import logits_at
 from remanence.train.loop import Run, Task
 from remanence.train.losses import Losses, answer_losses, exact_answers, targets
 from remanence.train.memory import write_by_length
@@ -111,22 +112,6 @@ def _prefix(run: RetrofitRun, batch: ChatBatch, method: Memory3) -> Prefix | Non
     memory = {i: memory for part in parts for i, memory in zip(part.rows, part.memories, strict=True)}
     groups = [[Group(0, tuple(memory[i] for i in row))] for row in batch.rows]
     return method.prefix(run.lm, groups, [batch.ids_BT.shape[1]] * len(groups))
-
-
-def logits_at(lm: LM, ids_BT: Tensor, index_N: Tensor, memory: Prefix | None, role: str | None) -> Tensor:
-    """logits_NV at chosen of the flattened B·T positions; whatever a family puts between hidden states and logits.
-
-    Of the columns that no row asks for no logits are made.
-    """
-    T = ids_BT.shape[1]
-    asked_N = index_N % T
-    kept_K = asked_N.unique()
-    positions_T = torch.arange(T, device=ids_BT.device) + (0 if memory is None else memory.offset_tokens)
-    extra: dict[str, Any] = {} if memory is None else {"memory": memory}
-    extra |= {} if role is None else {"role": role}
-    model: Any = lm.model
-    logits_BKV = model(ids_BT, position_ids=positions_T[None], use_cache=False, logits_to_keep=kept_K, **extra).logits
-    return logits_BKV[index_N // T, torch.searchsorted(kept_K, asked_N)]
 
 
 def _plain_loss(run: RetrofitRun, start: Mapping[str, Tensor], number: int) -> tuple[Tensor, int]:

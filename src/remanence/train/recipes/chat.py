@@ -57,9 +57,9 @@ class ChatRecipe:
         default_factory=lambda: LoraConfig(rank=64, alpha=128, dropout=0.0, targets=(*TARGETS, "o_proj"))
     )
     sft: ChatPhase = field(default_factory=lambda: ChatPhase(1600, lr=8e-4, groups=16))
-    dpo: ChatPhase = field(default_factory=lambda: ChatPhase(300, lr=1e-4, groups=6))
+    dpo: ChatPhase = field(default_factory=lambda: ChatPhase(200, lr=2e-5, groups=10))
     beta: float = 0.1
-    nll_weight: float = 0.2
+    nll_weight: float = 0.5
     kept_tokens: tuple[int | None, ...] = (None, 8)
     conversations: str | None = None
     row_tokens: int = 512
