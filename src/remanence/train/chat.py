@@ -164,6 +164,9 @@ def _task(run: ChatRun, stage: ChatStage, loss: Any, num_steps: int) -> Task:
     def evaluated(step: int) -> dict[str, Any]:
         return evaluate(run)
 
+    def ends(step: int) -> dict[str, Any]:
+        return {} if step and step % recipe.eval_every == 0 else evaluate(run)
+
     recipe = run.recipe
     return Task(
         stage,
@@ -171,7 +174,7 @@ def _task(run: ChatRun, stage: ChatStage, loss: Any, num_steps: int) -> Task:
         rate,
         evaluated,
         recipe.eval_every,
-        evaluated,
+        ends,
         recipe=recipe,
         parts=recipe.phase_of(stage).parts,
         smaller=f"its groups (--set {stage}.groups=4)",

@@ -38,7 +38,7 @@ def _panel_of(name: str) -> int | None:
     """Which of `TITLES` a figure of the log belongs to."""
     if name in ("loss_answer", "loss_text") or name.endswith("_answer"):
         return 0
-    if name.endswith("_exact"):
+    if name.endswith("_exact") or name.startswith(("answered_", "abstained_")):
         return 2
     return 1 if (name.startswith("loss_") and name != "loss_hints") or name.endswith("_loss") else None
 
@@ -59,6 +59,7 @@ def draw_all(log: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="xx-small")
+        axes.set_visible(bool(axes.lines))
     figure.savefig(picture, dpi=110)
 
 
