@@ -8,6 +8,7 @@ from typing import Literal
 from remanence.errors import InputError
 from remanence.train.cost import MemoryShape
 from remanence.train.guard import GuardConfig, check_counts
+from remanence.train.recipes.names import check_stages
 from remanence.train.schedule import Schedule
 from remanence.train.shapes import SHAPES, Shape
 
@@ -50,6 +51,7 @@ class SequenceRecipe:
 
     def __post_init__(self) -> None:
         check_counts(self, "num_steps", "rows", "parts", "eval_every", "eval_rows")
+        check_stages(stage=self.stage, after=self.after)
         if self.rows % self.parts:
             raise InputError(f"{self.rows} rows do not fall into {self.parts} parts", "set parts to a divisor of rows")
         if not 0 < self.decay_share <= 1:
