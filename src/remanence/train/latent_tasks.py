@@ -27,7 +27,8 @@ REMEMBERED_WRITES = 96
 def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, int]:
     """One task by the phase's chances, and its tokens; what was written goes into the pool, without gradient.
 
-    `revisit` is drawn before `full`, which has its chance of the other steps (the authors draw on their own).
+    `revisit` is drawn before `full`, which has its chance of the steps that are left. One pool takes the documents of
+    the step one after the other; the authors' eight GPUs have a document and a pool each.
     """
     num_chunks = rng.randint(*phase.chunks)
     if run.cached and rng.random() < phase.revisit:
@@ -87,6 +88,12 @@ def _read(
     row_DLRC: Tensor,
     where: str,
 ) -> Tensor:
+    """Sentences read with the rows of their own documents: alone, behind the pool, or out of writes ("long").
+
+    These are the step's own and `past_writes` of earlier steps: not the long-term memory that the run fills, which
+    `_revisit` reads. Text begins behind a whole pool also where rows are read alone. The retriever learns from
+    sentences that ask for a write; of running text only repeated documents do.
+    """
     config, recipe = run.method.config, run.recipe
     seen_DR = is_text(documents, config.write_rows)
     writes, place_W = _with_past(run, rng, row_DLRC, seen_DR)
@@ -149,6 +156,7 @@ def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -
 def read_sentences(
     run: LatentRun, prefix: LivePrefix, sentences: Sentences, watch: seam.Watch | None = None
 ) -> tuple[Losses, float, float]:
+    """Losses and the shares of answer tokens and of whole answers that are right; every fourth token of text counts."""
     batch, model = sentences.batch, run.lm.model
     index_N = targets(batch.kind_BT, 4, run.number)
     positions_BT = prefix.offset_tokens + torch.arange(batch.ids_BT.shape[1])[None]
