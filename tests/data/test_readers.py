@@ -101,3 +101,14 @@ def test_a_file_that_is_damaged_in_the_middle_stops_or_is_skipped_as_told(tmp_pa
     assert damaged[1].startswith(f"{broken} breaks off after line")
     with pytest.raises(InputError, match="cannot read books from"):
         list(read_books(tmp_path / "missing.jsonl", damaged))
+
+
+@pytest.mark.parametrize("line", ['{"text": 5}', '{"text": null}', '{"text": ["a"]}', "[1]", '{"txt": "a"}'])
+def test_a_record_whose_text_is_none_is_named_or_skipped(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "books.jsonl"
+    path.write_text(f'{{"text": "one"}}\n{line}\n{{"text": "two"}}\n')
+    with pytest.raises(InputError, match="line 2 has no text"):
+        list(read_books(path))
+    damaged: list[str] = []
+    assert list(read_books(path, damaged)) == ["one", "two"]
+    assert len(damaged) == 1

@@ -8,8 +8,9 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from pyarrow import fs
+from pyarrow import fs, ipc
 
 from remanence.data import sequences
 from remanence.data.sequences import (
@@ -66,7 +67,8 @@ def test_rows_come_back_by_any_number_over_files_and_batches(tmp_path, monkeypat
     stored.copy("tokenizer", tmp_path / "copied")
     assert (tmp_path / "copied" / "tokenizer.json").read_text() == "{}"
     with pytest.raises(InputError, match="nothing of the sequences"):
-        stored.copy("nothing", tmp_path / "copied")
+        stored.copy("nothing", tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied", "s"]
     assert stored.reference_ids([299, 0, 255, 256]) == [references[number] for number in (299, 0, 255, 256)]
 
 
@@ -123,3 +125,84 @@ def test_numbers_out_of_range_are_damage(tmp_path) -> None:
     (tmp_path / "s" / ABOUT).write_text(json.dumps(told))
     with pytest.raises(InputError, match="is of format 2, this is 1"):
         SequenceFolder(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": "100"},
+        {"vocab_size": 100.0},
+        {"chunk_tokens": 0},
+        {"chunk_tokens": 3},
+        {"num_sequences": True},
+        {"overlap_limit": None},
+        {"sizes": {"../sequences-00000.arrow": 1}},
+        {"sizes": {"sequences-00000.arrow/x": 1}},
+        {"sizes": {"other.arrow": 1}},
+        {"sizes": {"references.arrow": -1}},
+        {"more": 1},
+    ],
+)
+def test_what_the_description_says_is_not_trusted(tmp_path, change) -> None:
+    written(tmp_path / "s", 3, 3)
+    told = json.loads((tmp_path / "s" / ABOUT).read_text())
+    (tmp_path / "s" / ABOUT).write_text(json.dumps({**told, **change}))
+    with pytest.raises(InputError, match=r"sequences\.json .* is damaged"):
+        SequenceFolder(tmp_path / "s")
+
+
+def rewritten(folder: Path, name: str, batches: list[pa.RecordBatch]) -> None:
+    """Another writer's file in the place of ours, with its size in the description."""
+    with pa.OSFile(str(folder / name), "wb") as file, ipc.new_file(file, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    told = json.loads((folder / ABOUT).read_text())
+    told["sizes"][name] = (folder / name).stat().st_size
+    (folder / ABOUT).write_text(json.dumps(told))
+
+
+def table_of(folder: Path, name: str) -> pa.Table:
+    with pa.OSFile(str(folder / name), "rb") as file:
+        return ipc.open_file(file).read_all()
+
+
+@pytest.mark.parametrize("sizes", [[100, 256, 256, 88], [600, 100], [256, 100, 344]])
+def test_batches_of_other_sizes_never_give_another_row(tmp_path, sizes: list[int]) -> None:
+    written(tmp_path / "s")
+    table = table_of(tmp_path / "s", "sequences-00000.arrow").combine_chunks()
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    parts = [
+        table.slice(start, size).combine_chunks().to_batches()[0] for start, size in zip(starts, sizes, strict=True)
+    ]
+    rewritten(tmp_path / "s", "sequences-00000.arrow", parts)
+    with pytest.raises(InputError, match="is damaged"):
+        SequenceFolder(tmp_path / "s").rows([650])
+
+
+def test_columns_of_another_kind_and_what_is_no_number_are_damage(tmp_path) -> None:
+    written(tmp_path / "s", 20, 20)
+    rows = table_of(tmp_path / "s", "sequences-00000.arrow").to_pylist()
+    loose = pa.schema([("ids", pa.list_(pa.int64())), ("references", pa.list_(pa.int32())), ("source", pa.string())])
+    rewritten(tmp_path / "s", "sequences-00000.arrow", [pa.RecordBatch.from_pylist(rows, schema=loose)])
+    with pytest.raises(InputError, match="its columns are not ids: fixed_size_list"):
+        SequenceFolder(tmp_path / "s")
+    for change in ({"ids": [None] * 8}, {"ids": None}, {"references": None}):
+        written(tmp_path / "s", 20, 20)
+        schema = table_of(tmp_path / "s", "sequences-00000.arrow").schema
+        batch = pa.RecordBatch.from_pylist([{**rows[0], **change}, *rows[1:]], schema=schema)
+        rewritten(tmp_path / "s", "sequences-00000.arrow", [batch])
+        with pytest.raises(InputError, match="is damaged"):
+            SequenceFolder(tmp_path / "s").rows([0])
+        assert len(SequenceFolder(tmp_path / "s").rows([1])) == 1
+
+
+def test_an_arrow_file_whose_offsets_lead_out_of_it_is_damage(tmp_path) -> None:
+    written(tmp_path / "s", 3, 300)
+    data = bytearray((tmp_path / "s" / REFERENCES).read_bytes())
+    lengths = [len(row["ids"]) for row in table_of(tmp_path / "s", REFERENCES).to_pylist()]
+    offsets = np.cumsum([0, *lengths[:256]], dtype=np.int32)
+    at = bytes(data).index(offsets.tobytes())
+    data[at + 400 : at + 404] = np.int32(2**30).tobytes()
+    (tmp_path / "s" / REFERENCES).write_bytes(data)
+    with pytest.raises(InputError, match="is damaged"):
+        SequenceFolder(tmp_path / "s").reference_ids([100])

@@ -40,3 +40,23 @@ def test_settings_that_make_no_sense_are_one_line(folder: Path, text: str, words
     with pytest.raises(rm.InputError, match=words) as caught:
         methods.load("memory3", rm.load(folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ("[]", "not an object of objects"),
+        ("{}", "names no base of its adapter"),
+        ('{"base": 5}', "names no base of its adapter"),
+        ('{"base": ""}', "names no base of its adapter"),
+        ('{"base": "SELF"}', "which is an adapter itself"),
+        ('{"base": "nano-mplus"}', "which is an adapter itself"),
+        ('{"base": "tiny", "roles": 5}', "roles that are no list of names"),
+        ('{"base": "tiny", "roles": ["sing"]}', "names a role 'sing'"),
+    ],
+)
+def test_an_adapter_of_nothing_or_of_an_adapter_is_one_line(tmp_path: Path, adapter: str, words: str) -> None:
+    (tmp_path / "remanence.json").write_text(f'{{"adapter": {adapter.replace("SELF", str(tmp_path))}}}')
+    with pytest.raises(rm.InputError, match=words) as caught:
+        rm.load(tmp_path)
+    assert "\n" not in str(caught.value)

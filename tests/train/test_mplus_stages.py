@@ -16,12 +16,13 @@ from remanence.cli.training import Wanted, train_latent
 from remanence.errors import InputError
 from remanence.lm.lora import adapter, add_roles
 from remanence.methods.mplus import MPlus, MPlusConfig
-from remanence.train import checkpoint
+from remanence.train import checkpoint, latent_tasks
 from remanence.train.corpora import Corpora
 from remanence.train.estimate import estimate
 from remanence.train.latent_run import trained_parameters
 from remanence.train.latent_start import begin_after, start_latent_run
 from remanence.train.latent_tasks import step_loss
+from remanence.train.live import LivePrefix
 from remanence.train.recipes import RECIPES, recipe_of
 from remanence.train.recipes.nano_mplus import LatentRecipe, Stream, nano_mplus
 from tests.train.tiny_runs import PARAGRAPHS, smaller_latent
@@ -96,6 +97,33 @@ def test_long_documents_are_written_chunk_by_chunk_and_as_the_authors_do_without
     assert any(p.grad is not None and bool(p.grad.any()) for p in write) is (whole == 0)
     assert run.pool.clock >= 2 * 8 * (1 if whole == 0 else 4)
     assert run.past == []
+
+
+@pytest.mark.parametrize("long_blocks", [0, 2])
+def test_a_stage_without_slots_reads_no_long_term_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_blocks: int
+):
+    """Its pool drops rows all the same, and a revisit finds them there."""
+    made: list[LivePrefix] = []
+
+    class Seen(LivePrefix):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            made.append(self)
+
+    monkeypatch.setattr(latent_tasks, "LivePrefix", Seen)
+    recipe = tiny("mplus/stage1", past_writes=0, look_layers=())
+    run = start_latent_run(
+        replace(recipe, method={**recipe.method, "long_blocks": long_blocks}), "tiny", None, tmp_path
+    )
+    phase = replace(recipe.stages[0], documents=8, full=0.0, long=0.0, revisit=1.0)
+    for step in range(2):
+        loss, _ = step_loss(run, phase, Random(f"y {step}"))
+        assert torch.isfinite(loss)
+    found = made[-1]
+    assert found.writes is not None
+    assert found.score.keys() == {0, 1}, "writes are scored, which teaches the retriever"
+    assert all((rows.shape[1] > 0) is (long_blocks > 0) for rows in found.chosen.values())
 
 
 def test_the_whole_of_nano_mplus_is_its_three_stages():

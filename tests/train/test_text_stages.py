@@ -13,13 +13,19 @@ from torch.nn import functional
 import remanence.lm.lm as lm_module
 from remanence.data.sequences import SequenceFolder
 from remanence.errors import InputError
+from remanence.lm.tiny import byte_tokenizer
 from remanence.methods.memory3 import Group, Memory3
 from remanence.train import checkpoint
+from remanence.train.build_sequences import build
+from remanence.train.card import CARD, described_stage
 from remanence.train.loader import Loader, epoch_order
+from remanence.train.publish import check_folder
+from remanence.train.recipes.nano_mplus import nano_mplus
+from remanence.train.recipes.override import override
 from remanence.train.recipes.sequences import continual_nano, warmup_nano
 from remanence.train.text_run import export_sequences, run_sequences, start_sequence_run
 from remanence.train.text_stages import SequenceRun, memory_config, reading_model, running_text
-from tests.train.tiny_sequences import SHAPE, STEPS, begin_run, make, tiny
+from tests.train.tiny_sequences import CUTTING, SHAPE, STEPS, begin_run, make, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +62,12 @@ def test_both_stages_lower_the_loss_and_a_model_comes_out(data: Path, tmp_path: 
     assert {"step", "loss_text_none", "loss_text_memory"} <= read[0].keys()
     assert read[0]["step"] == 0
     assert read[0]["loss_text_none"] == warm[-1]["loss_text_none"], "it begins with the weights of the warm-up"
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert [entry["stage"] for entry in told] == ["warmup", "continual"]
+    assert told[0]["data"] == {path.name: path.stat().st_size for path in data.glob("*.arrow")}
+    assert (tmp_path / "curves.png").exists()
+    assert {path.name for path in check_folder(tmp_path / "export")} >= {"README.md", "remanence.json"}
+    assert described_stage(tmp_path / "export") == "continual", "not of the warm-up, which was there before"
     lm = lm_module.load(tmp_path / "export")
     assert lm.settings["memory3"]["kept_tokens"] == 4
     assert (lm.bos, lm.eos) == ([1], frozenset({2}))
@@ -186,3 +198,63 @@ def test_memory_is_what_changes_the_loss_and_without_writes_the_gradient(data: P
         gradients.append(run.model.model.layers[0].self_attn.k_proj.weight.grad.clone())
     assert found[0] == found[1] != found[2]
     assert not torch.equal(gradients[0], gradients[1])
+
+
+def test_a_control_is_exported_beside_the_model_and_a_card_of_ones_own_stays(data: Path, tmp_path: Path) -> None:
+    for stage in ("continual", "control"):
+        run = begin_run(replace(tiny(continual_nano()), stage=stage, after=None, num_steps=1), data, tmp_path)
+        run_sequences(run, None, False)
+        export_sequences(run)
+    assert described_stage(tmp_path / "export") == "continual"
+    assert described_stage(tmp_path / "export-control") == "control"
+    (tmp_path / "export-control" / CARD).write_text("mine")
+    export_sequences(run)
+    assert (tmp_path / "export-control" / CARD).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".", "Warmup", "a b", "export", "tokenizer", "export-a"])
+@pytest.mark.parametrize("recipe", [warmup_nano, nano_mplus])
+def test_a_stage_names_no_other_folder(recipe, name: str) -> None:
+    for field in ("stage", "after"):
+        with pytest.raises(InputError, match=f"{field} is "):
+            override(recipe(), [f"{field}={name}"])
+    assert override(recipe(), ["stage=control-2"]).stage == "control-2"
+
+
+def test_a_step_that_does_not_fit_is_told_of_parts(data: Path, tmp_path: Path) -> None:
+    for parts, told in ((1, "parts=2"), (2, "parts=3"), (6, "rows or sequence_tokens")):
+        made = replace(tiny(warmup_nano()), parts=parts)
+        assert told in running_text(begin_run(made, data, tmp_path)).smaller
+
+
+def test_a_tokenizer_that_cannot_be_copied_leaves_no_part_of_it(tmp_path: Path) -> None:
+    data = make(tmp_path / "texts")
+    (data / "tokenizer").rename(data / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(InputError, match="tokenizer of the sequences"):
+            begin_run(tiny(warmup_nano()), data, tmp_path / "run")
+    (data / "elsewhere").rename(data / "tokenizer")
+    assert begin_run(tiny(warmup_nano()), data, tmp_path / "run").step == 0
+
+
+def test_kept_sequences_of_another_making_are_neither_read_nor_left(tmp_path: Path) -> None:
+    data = make(tmp_path)
+    (data / "sequences.json").rename(tmp_path / "kept.json")  # as if the making had been stopped
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "some.jsonl").rename(other / "some.jsonl")
+    build(other, data, byte_tokenizer(), CUTTING)
+    assert begin_run(tiny(warmup_nano()), data, tmp_path / "run").kept is None
+    build(other / "some.jsonl", data / "valid", byte_tokenizer(), replace(CUTTING, chunk_tokens=8))
+    with pytest.raises(InputError, match=r"valid' have memory\.chunk_tokens 8, the recipe has 16"):
+        begin_run(tiny(warmup_nano()), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["some.jsonl", "valid.jsonl"])
+def test_files_without_text_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "first.jsonl").write_text('{"text": "Ada went home. "}\n' if name[0] == "v" else "")
+    (tmp_path / "texts" / name).write_text('{"text": " "}\n')
+    with pytest.raises(InputError, match=f"there is no text in .*{name}"):
+        build(tmp_path / "texts", tmp_path / "out", byte_tokenizer(), CUTTING)
+    assert not (tmp_path / "out").exists()

@@ -19,16 +19,22 @@ from remanence.train import loop
 from remanence.train.chat_start import TASKS, start_chat_run
 from remanence.train.corpora import Corpora
 from remanence.train.latent import latent
-from remanence.train.latent_start import start_latent_run
+from remanence.train.latent_start import begin_after, start_latent_run
 from remanence.train.loop import Run, Task
 from remanence.train.memory import continual
 from remanence.train.plain import warm_up
+from remanence.train.recipes import recipe_of
 from remanence.train.recipes.chat import CHAT_STAGES, ChatPhase, ChatRecipe, ChatStage
 from remanence.train.recipes.nano import Phase, Recipe, nano
 from remanence.train.recipes.nano_mplus import LatentRecipe, nano_mplus
 from remanence.train.recipes.nano_text import nano_text
+from remanence.train.recipes.retrofit import RetrofitRecipe, retrofit
+from remanence.train.retrofit import continual as retrofit_task
+from remanence.train.retrofit_start import start_retrofit_run
 from remanence.train.shapes import Shape
 from remanence.train.start import load_or_train_tokenizer, start_run
+from remanence.train.text_stages import running_text
+from tests.train.tiny_sequences import begin_run, make, tiny
 
 STEPS = 50
 LOSSES = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -115,6 +121,52 @@ def begin_latent(folder: Path, recipe: LatentRecipe, num_steps: int = STEPS) -> 
     return run, latent(run, num_steps)
 
 
+def begin_sequences(folder: Path, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
+    """On the sequences beside `folder`; continual training after the warm-up."""
+    recipe = tiny(recipe_of(f"memory3/{stage}"))
+    run = begin_run(replace(recipe, lr=1e-3, num_steps=num_steps), folder.parent / "sequences", folder)
+    run.log_every = 1000
+    if run.recipe.after:
+        loop.load_weights(run, run.recipe.after)
+    return run, replace(running_text(run), ends=loop.nothing)
+
+
+def begin_mplus(folder: Path, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
+    """After the stage before it."""
+    recipe = smaller_latent(recipe_of(f"mplus/{stage}"))
+    recipe = replace(recipe, projector_documents=0 if recipe.after else 64, lr=1e-3)
+    run, task = begin_latent(folder, recipe, num_steps)
+    if recipe.after:
+        begin_after(run, recipe.after)
+    return run, task
+
+
+def smaller_retrofit() -> RetrofitRecipe:
+    return replace(
+        retrofit(),
+        base="tiny",
+        lora=LoraConfig(rank=4, alpha=8, dropout=0.0),
+        groups=2,
+        passages=(1, 2),
+        questions=2,
+        texts=1,
+        text_tokens=64,
+        reference_tokens=48,
+        text_references=2,
+        warmup_steps=10,
+        lr=1e-2,
+        eval_every=1000,
+        dtype="float32",
+    )
+
+
+def begin_retrofit(folder: Path, recipe: RetrofitRecipe, num_steps: int = STEPS) -> tuple[Run, Task]:
+    run = start_retrofit_run(recipe, None, folder)
+    run.corpora = Corpora(paragraphs=PARAGRAPHS)
+    run.log_every, run.save_seconds = 1000, 1e9
+    return run, replace(retrofit_task(run, num_steps), ends=loop.nothing)
+
+
 def losses(run: Run, task: Task, num_steps: int = STEPS) -> list[float]:
     """The loss of every step."""
     found: list[float] = []
@@ -146,6 +198,12 @@ def _all_losses(folder: Path) -> dict[str, list[float]]:
     found["nano-mplus"] = losses(*begin_latent(folder / "nano-mplus", smaller_latent(nano_mplus())))
     for stage in CHAT_STAGES:
         found[f"nano-chat/{stage}"] = losses(*begin_chat(folder / f"nano-chat-{stage}", smaller_chat(), stage))
+    make(folder)
+    for stage in ("warmup", "continual"):
+        found[f"memory3/{stage}"] = losses(*begin_sequences(folder / "memory3", stage))
+    for stage in ("stage1", "stage2", "stage3"):
+        found[f"mplus/{stage}"] = losses(*begin_mplus(folder / "mplus", stage))
+    found["retrofit"] = losses(*begin_retrofit(folder / "retrofit", smaller_retrofit()))
     return found
 
 

@@ -38,11 +38,15 @@ def _is_gzip(path: Path | str) -> bool:
 
 def _text(path: Path | str, number: int, line: bytes, damaged: list[str] | None) -> Iterator[str]:
     try:
-        yield json.loads(line.decode("utf-8"))["text"]
+        text = json.loads(line.decode("utf-8"))["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
     except (ValueError, KeyError, TypeError) as error:
         if damaged is None:
             raise InputError(f"{str(path)!r} line {number} has no text", 'each line: {"text": "..."}') from error
         damaged.append(f"{path} line {number} has no text")
+        return
+    yield text
 
 
 def paragraphs(text: str, min_chars: int = 80) -> Iterator[str]:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from remanence.errors import InputError
+from remanence.files import write_whole
 
 ABOUT, REFERENCES = "sequences.json", "references.arrow"
 FORMAT = 1
 SHARD, BATCH = 65_536, 256
 """Sequences in a file, and rows in a batch, which is what a row costs to read from a store that is far away."""
+
+Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+FileName = Annotated[str, Field(pattern=r"^(sequences-\d+|references)\.arrow$")]
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,19 @@ class About:
     sequence (overlap above `overlap_limit`, Memory³ Eq. 6).
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     tokenizer: str
-    vocab_size: int
-    sequence_tokens: int
-    chunk_tokens: int
-    reference_tokens: int
+    vocab_size: Size
+    sequence_tokens: Size
+    chunk_tokens: Size
+    reference_tokens: Size
     overlap_limit: float
-    num_sequences: int = 0
-    num_references: int = 0
-    left_out: int = 0
-    rejected: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
+    num_sequences: Count = 0
+    num_references: Count = 0
+    left_out: Count = 0
+    rejected: Count = 0
+    sizes: dict[FileName, Count] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -57,22 +66,30 @@ class Stored:
     source: str
 
 
-def write_references(folder: Path, references: Iterable[tuple[Sequence[int], str]]) -> int:
-    """Token ids and source of each, in the order of their numbers; returns how many."""
-    schema = pa.schema([("ids", pa.list_(pa.int32())), ("source", pa.string())])
-    return _write(folder / REFERENCES, schema, ({"ids": ids, "source": source} for ids, source in references))
+def _reference_schema() -> pa.Schema:
+    return pa.schema([("ids", pa.list_(pa.int32())), ("source", pa.string())])
 
 
-def write_sequences(folder: Path, about: About, rows: Iterable[Stored]) -> Iterator[int]:
-    """Files of `SHARD` rows; says after each how many rows it has."""
-    schema = pa.schema(
+def _sequence_schema(about: About) -> pa.Schema:
+    return pa.schema(
         [
             ("ids", pa.list_(pa.int32(), about.sequence_tokens)),
             ("references", pa.list_(pa.int32(), about.num_chunks)),
             ("source", pa.string()),
         ]
     )
-    every = iter(rows)
+
+
+def write_references(folder: Path, references: Iterable[tuple[Sequence[int], str]]) -> int:
+    """Token ids and source of each, in the order of their numbers; returns how many."""
+    return _write(
+        folder / REFERENCES, _reference_schema(), ({"ids": ids, "source": source} for ids, source in references)
+    )
+
+
+def write_sequences(folder: Path, about: About, rows: Iterable[Stored]) -> Iterator[int]:
+    """Files of `SHARD` rows; says after each how many rows it has."""
+    schema, every = _sequence_schema(about), iter(rows)
     for number in range(10**9):
         part = islice(every, SHARD)
         first = next(part, None)
@@ -86,8 +103,15 @@ def write_about(folder: Path, about: About) -> About:
     """Last of all: a folder without it is not finished."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
     whole = About(**{**asdict(about), "sizes": sizes})
-    (folder / ABOUT).write_text(json.dumps(asdict(whole), indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / ABOUT, (json.dumps(asdict(whole), indent=1) + "\n").encode())
     return whole
+
+
+def unfinish(folder: Path) -> None:
+    """What an earlier making has left there is no folder of sequences any more."""
+    (folder / ABOUT).unlink(missing_ok=True)
+    for left in folder.glob("*.arrow"):
+        left.unlink()
 
 
 def _chain(first: Stored, rest: Iterable[Stored]) -> Iterator[Stored]:
@@ -122,10 +146,10 @@ class SequenceFolder:
                 "make them again with `remanence data sequences --model MODEL`",
             )
         names = sorted(name for name in self.about.sizes if name != REFERENCES)
-        self.readers = [self._open(name) for name in names]
-        self.references = self._open(REFERENCES)
-        self.ends = np.cumsum([_num_rows(reader) for reader in self.readers], dtype=np.int64)
-        found = (int(self.ends[-1]) if names else 0, _num_rows(self.references))
+        self.readers = [self._open(name, _sequence_schema(self.about)) for name in names]
+        self.references = self._open(REFERENCES, _reference_schema())
+        self.ends = np.cumsum([self._num_rows(reader) for reader in self.readers], dtype=np.int64)
+        found = (int(self.ends[-1]) if names else 0, self._num_rows(self.references))
         if found != (self.about.num_sequences, self.about.num_references):
             raise self._damaged(ABOUT, f"{found} sequences and references are not what it says")
 
@@ -145,35 +169,61 @@ class SequenceFolder:
         return self.files.get_file_info(f"{self.root}/{name}").is_file
 
     def copy(self, name: str, to: Path) -> None:
-        """The files of a folder in it, into `to`. InputError where there is none."""
+        """The files of a folder in it, as `to`: all of them or, with an InputError, none."""
+        draft = to.with_name(f"{to.name}.new")
         try:
-            to.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(f"{self.root}/{name}", str(to.absolute()), self.files, fs.LocalFileSystem())
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            fs.copy_files(f"{self.root}/{name}", str(draft.absolute()), self.files, fs.LocalFileSystem())
+            draft.rename(to)
         except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
             raise self._damaged(name, _first_line(error)) from error
 
     def _row(self, number: int) -> Stored:
         shard = int(np.searchsorted(self.ends, number, "right"))
         within = number - (int(self.ends[shard - 1]) if shard else 0)
         batch, at = self._batch(self.readers[shard], within)
-        ids, references = (_cells(batch.column(name), at) for name in ("ids", "references"))
-        self._check(ids, self.about.vocab_size, f"sequence {number}")
-        self._check(references, self.about.num_references, f"the references of sequence {number}")
-        return Stored(ids, references.tolist(), batch.column("source")[at].as_py())
+        name = f"sequence {number}"
+        ids = self._cells(batch.column("ids"), at, self.about.vocab_size, name)
+        references = self._cells(batch.column("references"), at, self.about.num_references, f"references of {name}")
+        if (len(ids), len(references)) != (self.about.sequence_tokens, self.about.num_chunks):
+            raise self._damaged("an Arrow file", f"{name} has {len(ids)} tokens and {len(references)} references")
+        return Stored(ids, references.tolist(), batch.column("source")[at].as_py() or "")
 
     def _reference(self, number: int) -> list[int]:
         batch, at = self._batch(self.references, number)
-        ids = _cells(batch.column("ids"), at)
-        self._check(ids, self.about.vocab_size, f"reference {number}")
+        ids = self._cells(batch.column("ids"), at, self.about.vocab_size, f"reference {number}")
         if not 1 <= len(ids) <= self.about.reference_tokens:
             raise self._damaged(REFERENCES, f"reference {number} has {len(ids)} tokens")
         return ids.tolist()
 
     def _batch(self, reader: Any, row: int) -> tuple[Any, int]:
         try:
-            return reader.get_batch(row // BATCH), row % BATCH
+            batch = reader.get_batch(row // BATCH)
+            batch.validate(full=True)  # offsets that lead out of the file would be followed
         except (OSError, pa.ArrowException) as error:
             raise self._damaged("an Arrow file", _first_line(error)) from error
+        if row % BATCH >= batch.num_rows or (row // BATCH + 1 < reader.num_record_batches and len(batch) != BATCH):
+            raise self._damaged("an Arrow file", f"a batch of it has {len(batch)} rows, not {BATCH}")
+        return batch, row % BATCH
+
+    def _num_rows(self, reader: Any) -> int:
+        """Of batches that are full but for the last. The first is looked at too: another writer's are all alike."""
+        count = reader.num_record_batches
+        if count == 0:
+            return 0
+        self._batch(reader, 0)
+        return (count - 1) * BATCH + len(self._batch(reader, (count - 1) * BATCH)[0])
+
+    def _cells(self, column: Any, at: int, limit: int, what: str) -> NDArray[np.int32]:
+        """One list of a column, whose numbers are 0 to `limit` - 1; without a copy where it is in memory."""
+        cells = column.slice(at, 1).flatten()
+        if cells.null_count:
+            raise self._damaged("an Arrow file", f"{what} holds what is no number")
+        number_N = cells.to_numpy(zero_copy_only=False)
+        self._check(number_N, limit, what)
+        return number_N
 
     def _check(self, number_N: NDArray[np.int32], limit: int, what: str) -> None:
         if len(number_N) and not 0 <= int(number_N.min()) <= int(number_N.max()) < limit:
@@ -182,7 +232,8 @@ class SequenceFolder:
     def _read_about(self) -> About:
         try:
             with self.files.open_input_stream(f"{self.root}/{ABOUT}") as file:
-                told = json.loads(file.read())
+                raw = file.read()
+            told = json.loads(raw)
         except OSError as error:
             raise InputError(
                 f"{self.place!r} holds no finished sequences ({ABOUT} is missing)",
@@ -190,14 +241,20 @@ class SequenceFolder:
             ) from error
         except ValueError as error:
             raise self._damaged(ABOUT, "it is not JSON") from error
+        if not isinstance(told, dict) or "format" not in told:
+            raise self._damaged(ABOUT, "it names no format")
+        if told["format"] != FORMAT:
+            raise InputError(f"{self.place!r} is of format {told['format']}, this is {FORMAT}", "make it again")
         try:
-            if told["format"] != FORMAT:
-                raise InputError(f"{self.place!r} is of format {told['format']}, this is {FORMAT}", "make it again")
-            return About(**told)
-        except (KeyError, TypeError) as error:
-            raise self._damaged(ABOUT, f"a field is missing or unknown: {error}") from error
+            about = TypeAdapter(About).validate_json(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self._damaged(ABOUT, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if about.sequence_tokens % about.chunk_tokens:
+            raise self._damaged(ABOUT, f"{about.sequence_tokens} tokens are no chunks of {about.chunk_tokens}")
+        return about
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str, schema: pa.Schema) -> Any:
         path = f"{self.root}/{name}"
         try:
             if isinstance(self.files, fs.LocalFileSystem):
@@ -206,9 +263,12 @@ class SequenceFolder:
                 file = self.files.open_input_file(path)
             if file.size() != self.about.sizes[name]:
                 raise self._damaged(name, f"{file.size()} bytes, not {self.about.sizes[name]}")
-            return ipc.open_file(file)
+            reader = ipc.open_file(file)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise self._damaged(name, _first_line(error)) from error
+        if not reader.schema.equals(schema):
+            raise self._damaged(name, f"its columns are not {', '.join(f'{one.name}: {one.type}' for one in schema)}")
+        return reader
 
     def _damaged(self, name: str, reason: str) -> InputError:
         return InputError(f"{name} of the sequences in {self.place!r} is damaged: {reason}", "make them again")
@@ -222,17 +282,6 @@ def _file_system(place: str) -> tuple[Any, str]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{place!r} cannot be opened: {_first_line(error)}", "give a folder, or a URI") from error
     return files, root.rstrip("/")
-
-
-def _cells(column: Any, at: int) -> NDArray[np.int32]:
-    """One list of a column, without a copy where it is in memory."""
-    return column.slice(at, 1).flatten().to_numpy(zero_copy_only=False)
-
-
-def _num_rows(reader: Any) -> int:
-    """Of batches that are full but for the last."""
-    count = reader.num_record_batches
-    return 0 if count == 0 else (count - 1) * BATCH + reader.get_batch(count - 1).num_rows
 
 
 def _first_line(error: BaseException) -> str:

@@ -249,9 +249,9 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     if str(name) == "tiny":
         return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
     folder = BUNDLED.get(str(name), Path(name))
-    beside = folder if folder.is_dir() else hub.beside(str(name))
-    if beside and (adapter := _settings(beside).get("adapter")):
-        return _adapted(load(str(adapter["base"]), device=device, dtype=dtype), beside, str(name))
+    beside = _beside(str(name))
+    if beside and "adapter" in _settings(beside):
+        return _adapted(load(_base_of(beside), device=device, dtype=dtype), beside, str(name))
     if (folder / "config.json").is_file() and published.is_published(_config(folder)):
         return _published(folder, str(name), device, dtype)
     is_folder = (folder / "config.json").is_file()
@@ -270,6 +270,26 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
             "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
         ) from error
     return LM(_on(model, device), tokenizer, str(name), beside)
+
+
+def _beside(name: str) -> Path | None:
+    """The folder where a model's settings lie: its own, or the Hub's cache."""
+    folder = BUNDLED.get(name, Path(name))
+    return folder if folder.is_dir() else hub.beside(name)
+
+
+def _base_of(folder: Path) -> str:
+    """The model that an adapter folder is of. InputError for one that names none, or an adapter (itself, say)."""
+    adapter, file = _settings(folder)["adapter"], str(folder / SETTINGS)
+    base, roles = adapter.get("base"), adapter.get("roles", [])
+    if not (isinstance(base, str) and base):
+        raise InputError(f"{file!r} names no base of its adapter", 'write {"adapter": {"base": "nano"}}, say')
+    if not (isinstance(roles, list) and all(isinstance(role, str) for role in roles)):
+        raise InputError(f"{file!r} has roles that are no list of names", f"known are {', '.join(lora.ROLES)}")
+    beside = _beside(base)
+    if beside and "adapter" in _settings(beside):
+        raise InputError(f"{file!r} names {base!r} as its base, which is an adapter itself", "name a whole model")
+    return base
 
 
 def _adapted(lm: LM, folder: Path, name: str) -> LM:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remanence.data.books import read_books
-from remanence.data.sequences import ABOUT, About, Stored, write_about, write_references, write_sequences
+from remanence.data.sequences import ABOUT, About, Stored, unfinish, write_about, write_references, write_sequences
 from remanence.errors import InputError
 from remanence.text.documents import READERS, read_documents
 from remanence.train.references import Cutting, Found, Text, find_references, lay_out
@@ -45,9 +45,13 @@ def build(
         raise InputError(
             f"{str(data)!r} holds only files that are kept for evaluation", f"name one of them, as in {kept[0]}"
         )
+    texts = {name: [each for file in chosen for each in read_texts(file, damaged)] for name, chosen in parts.items()}
+    for name, chosen in parts.items():
+        if chosen and not any(text.strip() for text, _ in texts[name]):
+            raise InputError(f"there is no text in {', '.join(map(str, chosen))}", "give files that hold some")
+        unfinish(out / name)  # so that nothing of an earlier run, that was stopped, is taken for a part of this one
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out / "tokenizer")
-    texts = {name: [each for file in chosen for each in read_texts(file, damaged)] for name, chosen in parts.items()}
     made: dict[str, About] = {}
     for name in filter(texts.get, (KEPT, "")):  # what training looks for is finished last
         made[name or "train"] = build_part(texts[name], out / name, tokenizer, cutting, advance)
@@ -83,8 +87,6 @@ def build_part(
 ) -> About:
     """InputError where not one sequence has a reference for each of its chunks; nothing is finished then."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.arrow"):  # of a run that was not finished
-        left.unlink()
     bos, eos = ([] if each is None else [each] for each in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     ids = [_encoded(tokenizer, text) for text, _ in documents]
     sources = [source for _, source in documents]

@@ -41,6 +41,17 @@ def write_card(folder: Path, run: Run, recipe: Any, memory: Mapping[str, Any], t
     (folder / CARD).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def described_stage(folder: Path) -> str | None:
+    """The stage of the recipe that `folder`'s card shows; None where there is no card, or it shows none."""
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    try:
+        found = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    except ValueError:
+        return None
+    return found.get("stage") if isinstance(found, dict) else None
+
+
 LOADING = """## How to load it
 
 ```python

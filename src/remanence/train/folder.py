@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +20,19 @@ ABOUT = "run.json"
 CURVES = "curves.png"
 
 
-def stage_begins(run: Run, stage: str, recipe: Any, *, again: bool = False) -> None:
+def stage_begins(
+    run: Run, stage: str, recipe: Any, *, again: bool = False, files: Mapping[str, int] | None = None
+) -> None:
     """One entry more in `run.json`: the stage (`again`: gone on with), every field of its recipe, and where it runs.
 
-    Of the data folder it names the files that are read, with their bytes. InputError where what is there cannot be
-    read.
+    It names the files that are read, with their bytes: `files`, or (None) the corpora of the data folder. InputError
+    where what is there cannot be read.
     """
     if parallel.rank():
         return
-    files = corpus_files(run.data) if run.data else []
+    if files is None:
+        corpora = corpus_files(run.data) if run.data else []
+        files = {path.relative_to(run.data or "").as_posix(): path.stat().st_size for path in corpora}
     entry = {
         "stage": stage,
         "again": again,
@@ -37,7 +42,7 @@ def stage_begins(run: Run, stage: str, recipe: Any, *, again: bool = False) -> N
         "machine": machine(),
         "processes": parallel.size(),
         "seed": recipe.seed,
-        "data": {path.relative_to(run.data or "").as_posix(): path.stat().st_size for path in files},
+        "data": dict(files),
         "recipe": asdict(recipe),
     }
     told = json.dumps([*entries(run.folder), entry], indent=1)

@@ -25,7 +25,11 @@ REMEMBERED_WRITES = 96
 
 
 def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, int]:
-    """One task by the phase's chances, and its tokens; what was written goes into the pool, without gradient."""
+    """One task by the phase's chances, and its tokens; what was written goes into the pool, without gradient.
+
+    `revisit` is drawn before `full`, which has its chance of the steps that are left. One pool takes the documents of
+    the step one after the other; the authors' eight GPUs have a document and a pool each.
+    """
     num_chunks = rng.randint(*phase.chunks)
     if run.cached and rng.random() < phase.revisit:
         return _revisit(run, rng)
@@ -84,6 +88,12 @@ def _read(
     row_DLRC: Tensor,
     where: str,
 ) -> Tensor:
+    """Sentences read with the rows of their own documents: alone, behind the pool, or out of writes ("long").
+
+    These are the step's own and `past_writes` of earlier steps: not the long-term memory that the run fills, which
+    `_revisit` reads. Text begins behind a whole pool also where rows are read alone. The retriever learns from
+    sentences that ask for a write; of running text only repeated documents do.
+    """
     config, recipe = run.method.config, run.recipe
     seen_DR = is_text(documents, config.write_rows)
     writes, place_W = _with_past(run, rng, row_DLRC, seen_DR)
@@ -146,6 +156,7 @@ def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -
 def read_sentences(
     run: LatentRun, prefix: LivePrefix, sentences: Sentences, watch: seam.Watch | None = None
 ) -> tuple[Losses, float, float]:
+    """Losses and the shares of answer tokens and of whole answers that are right; every fourth token of text counts."""
     batch, model = sentences.batch, run.lm.model
     index_N = targets(batch.kind_BT, 4, run.number)
     positions_BT = prefix.offset_tokens + torch.arange(batch.ids_BT.shape[1])[None]
@@ -216,7 +227,8 @@ def _plain(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
         past = rng.sample(run.past, min(len(run.past), recipe.past_writes))
         seen_LGK = torch.cat([seen for _, seen in past]).expand(run.lm.dims.num_layers, -1, -1)
         prefix.writes = Writes(torch.cat([row for row, _ in past], dim=1), seen_LGK)
-        prefix.num_long = rng.choice(recipe.read_long_rows)
+        num_long = rng.choice(recipe.read_long_rows)
+        prefix.num_long = num_long if run.method.config.long_slots else 0
     ids_BT, real_BT = sentences.batch.ids_BT, sentences.batch.kind_BT > 0
     lead_BT = torch.tensor(run.lm.bos, dtype=torch.long).expand(len(ids_BT), -1)
     positions_BT = prefix.offset_tokens + torch.arange(ids_BT.shape[1])[None]
@@ -247,10 +259,15 @@ def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
 
 
 def _revisit(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
-    """Questions about documents of an earlier step, whose rows are in the pool and in long-term memory by now."""
+    """Questions about documents of an earlier step, whose rows are in the pool and in long-term memory by now.
+
+    Here alone the real long-term memory is read, and of it the last `REMEMBERED_WRITES` (not the paper's: all). A
+    method without slots for it (M+'s first two stages) scores its writes, which teaches the retriever, and reads none.
+    """
     documents, when = rng.choice(run.cached)
     sentences = _gathered(run, rng, documents)
     first, writes = _remembered(run)
+    num_long = rng.choice(run.recipe.read_long_rows)
     prefix = LivePrefix(
         run.lm,
         run.method,
@@ -260,7 +277,7 @@ def _revisit(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
         sentences.of_Q,
         sentences.asked_QT,
         writes,
-        rng.choice(run.recipe.read_long_rows),
+        num_long if run.method.config.long_slots else 0,
         detached=run.recipe.detached,
     )
     losses, _, whole = read_sentences(run, prefix, sentences)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from remanence.errors import InputError
-from remanence.lm.hub import ID
+from remanence.lm.hub import ID, SETTINGS
+from remanence.lm.lm import BUNDLED
 
 SUFFIXES = (".json", ".safetensors", ".md", ".png", ".jinja", ".txt")
 """Of files that may go: nothing that runs code when it is loaded."""
 CHECKPOINT = ("progress.json", "run.json")
+BASES = (SETTINGS, "adapter_config.json")
+"""Files that name the model which an adapter is of."""
 SECRET_NAME = re.compile(r"(hf_)?(token|secrets?|credentials?|passwords?|api_?keys?|id_rsa|netrc)\.\w+", re.IGNORECASE)
 SECRET = re.compile(
     rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"
@@ -23,7 +28,10 @@ def check_name(name: str) -> None:
 
 
 def check_folder(folder: Path) -> list[Path]:
-    """The files that would be uploaded. InputError for a folder without weights or card, or with what must not go."""
+    """The files that would be uploaded. InputError for a folder without weights or card, or with what must not go.
+
+    Nor does an adapter go whose base is a folder of this machine: nobody else could load it.
+    """
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}", "name one that `remanence train` has written")
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
@@ -33,6 +41,13 @@ def check_folder(folder: Path) -> list[Path]:
             raise InputError(f"{name!r} in {str(folder)!r} {reason}", "move it out of the folder")
     if not any(path.suffix == ".safetensors" for path in files):
         raise InputError(f"{str(folder)!r} holds no weights (.safetensors)", "name a model's folder")
+    for path in files:
+        if path.name in BASES and (base := _base(path)) and _is_local(base):
+            name = path.relative_to(folder).as_posix()
+            raise InputError(
+                f"{name!r} in {str(folder)!r} names as its base {base!r}, a folder of this machine",
+                f"upload the base too, and name it in {' and '.join(BASES)} as OWNER/NAME",
+            )
     card = folder / "README.md"
     if not card.is_file() or not card.read_text(encoding="utf-8", errors="replace").startswith("---\n"):
         raise InputError(
@@ -56,11 +71,27 @@ def _unfit(path: Path, name: Path) -> str | None:
     return None
 
 
+def _base(file: Path) -> str | None:
+    """The model that an adapter is of, as our settings name it or PEFT's."""
+    try:
+        told: Any = json.loads(file.read_text(encoding="utf-8"))
+        base = told["adapter"]["base"] if file.name == SETTINGS else told["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) else None
+
+
+def _is_local(base: str) -> bool:
+    """Whether `load` takes it from this machine's disk, and not from the package or the Hub."""
+    return base not in BUNDLED and (base.startswith((".", "~")) or Path(base).is_absolute() or Path(base).is_dir())
+
+
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Uploads `folder` as the model `name` (OWNER/NAME), which is made where it is not there; returns its address.
 
-    InputError where the folder is not fit (`check_folder`), nothing may be sent (HF_HUB_OFFLINE), the Hub refuses, or
-    a model of that name is public already and `public` was not asked for.
+    With `public` a private model of that name is made public, once all of it is there. InputError where the folder is
+    not fit (`check_folder`), nothing may be sent (HF_HUB_OFFLINE), the Hub refuses, or a model of that name is public
+    already and `public` was not asked for.
     """
     check_name(name)
     check_folder(folder)
@@ -76,6 +107,9 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             patterns = [f"*{suffix}" for suffix in SUFFIXES]
             message = "Upload a model with remanence"
             api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=patterns, commit_message=message)
+        if is_private and public:
+            api.update_repo_settings(name, private=False)
+            is_private = bool(api.model_info(name).private)
     except Exception as error:  # of several HTTP libraries, by the version of huggingface_hub
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(
@@ -83,4 +117,6 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         ) from error
     if not (is_private or public):
         raise InputError(f"{name} is on the Hub already, for everybody to see", "add --public, or take another name")
+    if is_private and public:
+        raise InputError(f"{name} is uploaded, but the Hub keeps it private", "make it public in its settings there")
     return f"{constants.ENDPOINT}/{name}"

@@ -123,7 +123,8 @@ def _last(document: LatentDocument, count: int) -> LatentDocument:
 def survivors(rng: Random, num_chunks: int, write_rows: int, pool_rows: int) -> list[int]:
     """Which rows of a document's chunks are left in a pool of `pool_rows`, ascending; all where all have room.
 
-    Else before each write a part of those that are there leaves, as large as what leaves the whole pool (M+).
+    Else before each write a part of those that are there leaves, as large as what leaves the whole pool (M+, whose
+    rows drop out where there is room, too).
     """
     if num_chunks * write_rows <= pool_rows:
         return list(range(num_chunks * write_rows))

@@ -15,13 +15,18 @@ from remanence.errors import InputError
 from remanence.lm.lm import SETTINGS
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.build_sequences import KEPT
+from remanence.train.card import CARD, described_stage, write_card
 from remanence.train.export import export
+from remanence.train.folder import stage_begins, stage_ends
 from remanence.train.model import build_model, compute_layers_again
 from remanence.train.optimizer import Group
 from remanence.train.recipes.sequences import SequenceRecipe
 from remanence.train.start import load_model, trained
 from remanence.train.text_stages import SequenceRun, memory_config, running_text
 from remanence.train.tokenizer import fingerprint, load_tokenizer
+
+STAGES = ("warmup", "continual")
+"""Of the paper: what they end with is the model."""
 
 
 def start_sequence_run(
@@ -65,7 +70,7 @@ def start_sequence_run(
         tokenizer=tokenizer,
         device=device,
         stored=stored,
-        kept=_kept(str(data), stored),
+        kept=_kept(recipe, str(data), stored),
         has_start=start is not None,
     )
 
@@ -89,10 +94,13 @@ def _check(recipe: SequenceRecipe, stored: SequenceFolder) -> None:
         )
 
 
-def _kept(data: str, stored: SequenceFolder) -> SequenceFolder | None:
+def _kept(recipe: SequenceRecipe, data: str, stored: SequenceFolder) -> SequenceFolder | None:
     """What is kept for evaluation, where `data` has such a part."""
-    place = f"{data.rstrip('/')}/{KEPT}"
-    return SequenceFolder(place, stored.about.tokenizer) if stored.has(f"{KEPT}/{ABOUT}") else None
+    if not stored.has(f"{KEPT}/{ABOUT}"):
+        return None
+    kept = SequenceFolder(f"{data.rstrip('/')}/{KEPT}", stored.about.tokenizer)
+    _check(recipe, kept)
+    return kept
 
 
 @torch.no_grad()
@@ -127,16 +135,25 @@ def run_sequences(run: SequenceRun, steps: int | None, again: bool) -> None:
     task = running_text(run)
     if again:
         loop.resume(run, task)
+    stage_begins(run, recipe.stage, recipe, again=again, files=run.stored.about.sizes)
     loop.train(run, task, min(recipe.num_steps, steps or recipe.num_steps))
+    stage_ends(run, recipe.stage)
 
 
 def export_sequences(run: SequenceRun) -> None:
-    """`folder/export`, a model that `--model FOLDER` loads, of the stage's last checkpoint; by one process."""
+    """A model that `--model FOLDER` loads, with its card, of the stage's last checkpoint; by one process.
+
+    `folder/export` of the paper's two stages, `folder/export-STAGE` of any other: a control is not what comes out.
+    """
     if parallel.size() > 1:
         raise InputError("a model is exported by one process", "start `--stage export` without torchrun")
-    loop.load_weights(run, run.recipe.stage)
-    out = run.folder / "export"
+    stage = run.recipe.stage
+    loop.load_weights(run, stage)
+    out = run.folder / ("export" if stage in STAGES else f"export-{stage}")
     export(out, run.recipe.shape, run.optimizer.masters, run.tokenizer, None, stop=())
     settings = {"memory3": {**vars(memory_config(run.recipe))}}
     (out / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    run.log({"step": run.step, "stage": "export", "of": run.recipe.stage})
+    if described_stage(out) not in (None, stage):
+        (out / CARD).unlink()  # it tells of weights that are no longer there
+    write_card(out, run, run.recipe, {"method": "memory3", **settings["memory3"]})
+    run.log({"step": run.step, "stage": "export", "of": stage})

@@ -69,7 +69,23 @@ def running_text(run: SequenceRun) -> Task:
     def evaluate(step: int) -> dict[str, float]:
         return evaluate_kept(run, lm, method)
 
-    return Task(recipe.stage, loss, rate, evaluate, recipe.eval_every, evaluate, recipe=recipe, parts=recipe.parts)
+    return Task(
+        recipe.stage,
+        loss,
+        rate,
+        evaluate,
+        recipe.eval_every,
+        evaluate,
+        recipe=recipe,
+        parts=recipe.parts,
+        smaller=_smaller(recipe),
+    )
+
+
+def _smaller(recipe: SequenceRecipe) -> str:
+    """More parts leave the step what it is, so they come first."""
+    more = next((count for count in range(recipe.parts + 1, recipe.rows + 1) if recipe.rows % count == 0), None)
+    return "rows or sequence_tokens" if more is None else f"the sequences of a part (--set parts={more}), or rows"
 
 
 def reading_model(run: SequenceRun) -> LM:

@@ -112,7 +112,8 @@ def _llama(number: int, phases: tuple[LatentPhase, ...], lr: float, **fields: An
     """What all three have: Llama-3.1-8B, LoRA of rank 16, chunks of 512 tokens as 256 rows, projectors of width 256.
 
     Left as they are in nano-mplus, since M+ has none of it: `look_weight` 0 (no hints), random projectors to begin
-    with, no rows of earlier steps as negatives. The authors clip no gradients; here it is done as everywhere.
+    with, no rows of earlier steps as negatives. The authors clip no gradients; here it is done as everywhere. What a
+    step does otherwise than the paper's is listed in docs/training.md ("M+, stage by stage").
     """
     has_long = number == 2
     method = {

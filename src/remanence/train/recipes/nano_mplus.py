@@ -8,6 +8,7 @@ from typing import Any, Literal
 from remanence.errors import InputError
 from remanence.lm.lora import LoraConfig
 from remanence.train.guard import GuardConfig, check_counts
+from remanence.train.recipes.names import check_stages
 from remanence.train.schedule import Schedule
 
 
@@ -125,6 +126,7 @@ class LatentRecipe:
         check_counts(
             self, "eval_every", "num_steps", "sentence_tokens", *(["sample_every"] if self.sample_every else [])
         )
+        check_stages(stage=self.stage, after=self.after)
         if (most := max(sum(stream.share for stream in phase.streams) for phase in self.stages)) > 1 + 1e-9:
             raise InputError(f"the shares of a phase's streams add up to {most:g}", "give shares of up to 1 in all")
         if not 0 < self.decay_share <= 1:
