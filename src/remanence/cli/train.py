@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from remanence.cli import options as o
-from remanence.cli.terminal import print_json, say
+from remanence.cli.terminal import note, print_json, say
 from remanence.cli.watching import watching
 
 SetOption = Annotated[
@@ -47,7 +47,9 @@ AtOption = Annotated[
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: nano, nano-text, nano-mplus; see --list.")] = "nano",
+    recipe: Annotated[
+        str, typer.Argument(help="What to train: nano, memory3/continual, retrofit …; see --list.")
+    ] = "nano",
     at: AtOption = None,
     stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="Of the recipe's stages one, or all.")] = "all",
     data: DataOption = None,
@@ -92,6 +94,9 @@ def train(
         show_estimate(chosen, wanted, as_json)
         return
     torch.set_num_threads(threads)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{str(out)!r} is a file", "give --out a folder")
+    note(f"{recipe}: reading data and preparing the run (a minute or two, the first time)")
     screen = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with screen, watching(out, tensorboard) as watch:
         kind.train(chosen, replace(wanted, watch=watch))

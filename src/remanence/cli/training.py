@@ -56,7 +56,7 @@ def kinds() -> Mapping[type, Kind]:
         ChatRecipe: Kind((*CHAT_STAGES, "export"), train_chat),
         Recipe: Kind((*STAGES, "export"), train_stages),
         LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
-        SequenceRecipe: Kind(("export",), train_sequences),
+        SequenceRecipe: Kind(("warmup", "continual", "export"), train_sequences),
         RetrofitRecipe: Kind(("continual", "export"), train_retrofit),
     }
 
@@ -160,6 +160,8 @@ def train_sequences(recipe: SequenceRecipe, wanted: Wanted) -> None:
     from remanence.train import checkpoint, parallel
     from remanence.train.text_run import export_sequences, run_sequences, start_sequence_run
 
+    if wanted.stage not in ("all", "export", recipe.stage):
+        raise InputError(f"{wanted.name} has no stage {wanted.stage!r}", f"it is {recipe.stage}: leave --stage out")
     if wanted.data is None:
         hint = "make it with `remanence data sequences --data FOLDER --out FOLDER`, and give it as --data"
         raise InputError(f"{wanted.name} is trained on a folder of sequences", hint)
@@ -167,9 +169,9 @@ def train_sequences(recipe: SequenceRecipe, wanted: Wanted) -> None:
         raise InputError(f"{wanted.name} has no --compile", "leave it out")
     run = start_sequence_run(recipe, wanted.uri or wanted.data, wanted.out, wanted.start)
     wanted.watch(run)
-    if wanted.stage == "all":
+    if wanted.stage in ("all", recipe.stage):
         run_sequences(run, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / recipe.stage))
-    if wanted.stage == "export" or parallel.size() == 1:
+    if wanted.stage == "export" or (wanted.stage == "all" and parallel.size() == 1):
         export_sequences(run)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from remanence.errors import InputError
 
+HINT = 'each line is {"text": "..."}; of a damaged file: get it again, or leave such lines out (--damaged skip)'
+
 
 def read_books(path: Path | str, damaged: list[str] | None = None) -> Iterator[str]:
     """The `text` of every record of a `.jsonl` or `.jsonl.gz` file.
@@ -43,7 +45,7 @@ def _text(path: Path | str, number: int, line: bytes, damaged: list[str] | None)
             raise TypeError(f"{text!r} is no text")
     except (ValueError, KeyError, TypeError) as error:
         if damaged is None:
-            raise InputError(f"{str(path)!r} line {number} has no text", 'each line: {"text": "..."}') from error
+            raise InputError(f"{str(path)!r} line {number} has no text", HINT) from error
         damaged.append(f"{path} line {number} has no text")
         return
     yield text

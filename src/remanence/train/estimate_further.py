@@ -88,8 +88,8 @@ def shape_of(base: str) -> Shape:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"the shape of {base or 'the base'!r} is not known ({type(error).__name__})",
-            f"name a folder whose config.json is like Llama's, or {' or '.join(KNOWN)}",
+            f"the shape of {base!r} is not known" if base else "this recipe has no model to begin with",
+            f"give --start a folder whose config.json is like Llama's, or {' or '.join(KNOWN)}",
         ) from error
 
 

@@ -126,6 +126,8 @@ def train(run: Run, task: Task, num_steps: int) -> None:
         if run.watched.is_calm and parallel.decided(time.monotonic() - saved > run.save_seconds):
             save(run, task)
             saved = time.monotonic()
+    if "tokens" in run.sums:  # a last line, of fewer steps than the others
+        _log_means(run, task)
     save(run, task)
     _log_figures(run, task, run.within(task.ends, run.step))
 

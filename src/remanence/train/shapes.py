@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from remanence.errors import InputError
+
 ROPE_THETA = 10_000.0
 
 
@@ -26,6 +28,20 @@ class Shape:
     tied: bool = True
     rope_theta: float = ROPE_THETA
     qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "mlp_width", "num_layers", "num_heads", "num_kv_heads", "max_positions"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}", "use 1 or more")
+        if self.head_width is None and self.width % self.num_heads:
+            raise InputError(f"a width of {self.width} has no {self.num_heads} equal heads", "change one of the two")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"{self.num_heads} query heads do not share {self.num_kv_heads} KV heads evenly",
+                "change one of the two",
+            )
+        if self.head_dim % 2:
+            raise InputError(f"heads of width {self.head_dim} cannot be rotated", "use an even width")
 
     @property
     def head_dim(self) -> int:
