@@ -26,6 +26,7 @@ from remanence.methods import load as load_method
 from remanence.methods.mplus import MPlus
 from remanence.provenance import commit, machine
 
+PASSAGE_TOKENS = 128
 SYSTEMS = ("mplus", "mplus_without_ltm", "sliding_window", "full_context", "memory3")
 
 
@@ -72,10 +73,14 @@ class Curve:
 
 
 def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
-    """Every system reads the same facts, then the same text; `folder` takes long-term rows and banks."""
-    method = load_method("mplus", lm)
-    assert isinstance(method, MPlus)
-    limit = method.reference_tokens()
+    """Every system reads the same facts, then the same text; `folder` takes long-term rows and banks.
+
+    A model without latent memory is read by those that need none.
+    """
+    needs_pool = any(name.startswith("mplus") for name in options.systems)
+    method = load_method("mplus", lm) if needs_pool or lm.latent is not None else None
+    assert method is None or isinstance(method, MPlus)
+    limit = method.reference_tokens() if method else PASSAGE_TOKENS
     if options.answerable:
         kept, choice = _answerable(_base(lm), options, lm.count_tokens, limit, bar)
     else:
@@ -87,7 +92,8 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
 
 
 def _base(lm: LM) -> LM:
-    return load(str(lm.settings["adapter"]["base"])) if "adapter" in lm.settings else lm
+    """The model that an adapter for latent memory was made for; any other as it is."""
+    return load(str(lm.settings["adapter"]["base"])) if lm.latent is not None and "adapter" in lm.settings else lm
 
 
 def _answerable(
@@ -112,12 +118,12 @@ def _answerable(
     return chosen, {"asked_of_the_base_model": len(asked), "kept": len(known)}
 
 
-def _readers(lm: LM, method: MPlus, options: Options, folder: Path) -> list[tuple[list[str], Callable[[], Any]]]:
+def _readers(lm: LM, method: MPlus | None, options: Options, folder: Path) -> list[tuple[list[str], Callable[[], Any]]]:
     """What reads the stream, and the systems that it answers for."""
     base = _base(lm)
     chosen = options.systems
     found: list[tuple[list[str], Callable[[], Any]]] = []
-    if pooled := [name for name in chosen if name.startswith("mplus")]:
+    if method and (pooled := [name for name in chosen if name.startswith("mplus")]):
         found.append((pooled, lambda: PoolReader(lm, method, options.seed, folder / "rows", options.max_tokens)))
     if texts := [name for name in chosen if name in ("sliding_window", "full_context")]:
         found.append((texts, lambda: TextReader(base, options.max_tokens)))
