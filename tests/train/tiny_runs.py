@@ -198,9 +198,9 @@ def _all_losses(folder: Path) -> dict[str, list[float]]:
     found["nano-mplus"] = losses(*begin_latent(folder / "nano-mplus", smaller_latent(nano_mplus())))
     for stage in CHAT_STAGES:
         found[f"nano-chat/{stage}"] = losses(*begin_chat(folder / f"nano-chat-{stage}", smaller_chat(), stage))
-    make(folder)
+    make(folder / "sequences")  # nothing else of the folder is read
     for stage in ("warmup", "continual"):
-        found[f"memory3/{stage}"] = losses(*begin_sequences(folder / "memory3", stage))
+        found[f"memory3/{stage}"] = losses(*begin_sequences(folder / "sequences" / "memory3", stage))
     for stage in ("stage1", "stage2", "stage3"):
         found[f"mplus/{stage}"] = losses(*begin_mplus(folder / "mplus", stage))
     found["retrofit"] = losses(*begin_retrofit(folder / "retrofit", smaller_retrofit()))
