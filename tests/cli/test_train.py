@@ -22,7 +22,6 @@ def test_bad_input_is_one_line_and_code_2(call):
         (["nonsense"], "no recipe is called 'nonsense'"),
         (["--stage", "nonsense"], "no stage of nano is called 'nonsense'"),
         (["--at", "70b"], "nano is not made at size '70b' -> use --at nano"),
-        (["nano-chat", "--dry-run"], "which --dry-run does not know"),
         (["retrofit", "--dry-run", "--start", "nothing"], "the shape of 'nothing' is not known"),
         (["mplus/stage2", "--out", "nothing"], "stage2 begins with the weights of stage1, which 'nothing' does not"),
         (["retrofit"], "no model to begin with -> give --start"),

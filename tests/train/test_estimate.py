@@ -87,3 +87,13 @@ def test_what_is_trained_further_is_counted_from_the_shape_of_its_base() -> None
     assert estimate(replace(recipe, roles=("read",)))["trained_parameters"] == trained // 2
     reads = estimate(replace(recipe, roles=("read",)))["flops"]
     assert reads < found["flops"] < whole["flops"], "no gradient through the writing; none for the base; all"
+
+
+def test_sft_and_dpo_are_estimated_and_only_the_second_reads_twice() -> None:
+    sft, dpo = (estimate(recipe_of(f"memory3/{stage}", "2b")) for stage in ("sft", "dpo"))
+    assert sft["parameters"] == sft["trained_parameters"] == SHAPES["2b"].num_parameters
+    assert sft["stages"]["sft"]["tokens"] == 7541 * 512 * 2048
+    assert dpo["stages"]["dpo"]["tokens"] == 547 * 2 * 128 * 2048
+    per_token = [found["flops"] / found["tokens"] for found in (sft, dpo)]
+    assert 1.2 < per_token[1] / per_token[0] < 4 / 3
+    assert dpo["bytes_per_device"]["1"] > sft["bytes_per_device"]["1"], "the reference is kept"

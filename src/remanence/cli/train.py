@@ -96,7 +96,8 @@ def train(
     torch.set_num_threads(threads)
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file", "give --out a folder")
-    note(f"{recipe}: reading data and preparing the run (a minute or two, the first time)")
+    if not as_json:
+        note(f"{recipe}: reading data and preparing the run (a minute or two, the first time)")
     screen = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with screen, watching(out, tensorboard) as watch:
         kind.train(chosen, replace(wanted, watch=watch))
