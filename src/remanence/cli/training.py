@@ -80,39 +80,43 @@ def train_stages(recipe: Recipe, wanted: Wanted) -> None:
 
 def train_chat(recipe: ChatRecipe, wanted: Wanted) -> None:
     """SFT, DPO, and the folder that `--model` loads, named after the recipe."""
-    from remanence.errors import InputError
-    from remanence.train import chat_start, checkpoint
+    from remanence.train import chat_start
 
-    if wanted.compiled:
-        raise InputError(f"{wanted.name} has no --compile", "leave it out")
-    if wanted.start:
-        recipe = replace(recipe, base=str(wanted.start))
-    for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
-        run = chat_start.start_chat_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
-        wanted.watch(run)
-        if one == "export":
-            chat_start.export_chat(run, wanted.out / wanted.name.replace("/", "-"))
-        else:
-            chat_start.run_chat_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
+    _train_further(recipe, wanted, chat_start.start_chat_run, chat_start.run_chat_stage, chat_start.export_chat)
 
 
 def train_retrofit(recipe: RetrofitRecipe, wanted: Wanted) -> None:
     """Continual training of the model that --start names, and the folder that `--model` loads."""
+    from remanence.train import retrofit_start as r
+
+    def run_stage(run: Any, stage: str, steps: int | None, again: bool) -> None:
+        r.run_retrofit(run, steps, again)
+
+    _train_further(recipe, wanted, r.start_retrofit_run, run_stage, r.export_retrofit)
+
+
+def _train_further(
+    recipe: Any,
+    wanted: Wanted,
+    start_run: Callable[..., Any],
+    run_stage: Callable[[Any, Any, int | None, bool], None],
+    export: Callable[[Any, Path], None],
+) -> None:
+    """The stages of a model that is there already (--start, or the recipe's base)."""
     from remanence.errors import InputError
-    from remanence.train import checkpoint, retrofit_start
+    from remanence.train import checkpoint
 
     if wanted.compiled:
         raise InputError(f"{wanted.name} has no --compile", "leave it out")
     if wanted.start:
         recipe = replace(recipe, base=str(wanted.start))
     for one in recipe.stages if wanted.stage == "all" else (wanted.stage,):
-        run = retrofit_start.start_retrofit_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
+        run = start_run(recipe, wanted.data, wanted.out, skip_damaged=wanted.skip_damaged)
         wanted.watch(run)
         if one == "export":
-            retrofit_start.export_retrofit(run, wanted.out / wanted.name)
+            export(run, wanted.out / wanted.name.replace("/", "-"))
         else:
-            again = wanted.resume and checkpoint.exists(wanted.out / retrofit_start.STAGE)
-            retrofit_start.run_retrofit(run, wanted.steps, again)
+            run_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
 
 
 def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
