@@ -29,6 +29,14 @@ types:
 docs:
     python -m pytest tests/test_readme.py tests/test_docs.py
 
+# Build the site into site/ (needs the extra "docs"); `just site serve` shows it while you write
+site command="build --strict":
+    python -m mkdocs {{command}}
+
+# Draw docs/images/demo.svg from what `remanence demo` prints
+picture:
+    python docs/make_demo_picture.py
+
 # See it work
 demo:
     remanence demo

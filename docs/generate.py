@@ -1,6 +1,7 @@
 """MkDocs hook: makes the pages that follow from the code, and copies those that lie beside it.
 
-The generated pages are the table of files (from the module docstrings) and the command line (from the typer app).
+The generated pages are the table of files (from the module docstrings), the command line (from the typer app) and the
+settings of the methods (from their dataclasses).
 The copied pages are the model cards, the bank format, the benchmarks and the changelog. A page in `docs/` may link to
 the original file of a copied page; the link is rewritten to the page of the site, so it works in both places.
 """
@@ -8,10 +9,12 @@ the original file of a copied page; the link is rewritten to the page of the sit
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import posixpath
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "remanence"
@@ -19,6 +22,12 @@ LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 INTRO_FILES = """# Files of the code
 
 One line for each module: the first sentence of its docstring. This page is generated from the source.
+"""
+INTRO_METHODS = """# Methods and settings
+
+`--method NAME` or `--method NAME:PRESET`. Without a preset, a method takes the settings that come with the model
+(`remanence.json` in its folder), or those of its first preset if there are none. Every setting is a field of a frozen
+dataclass; the table shows the defaults. This page is generated from the code.
 """
 INTRO_CLI = """# Command line
 
@@ -43,7 +52,11 @@ def copied(root: Path = ROOT) -> dict[str, str]:
 
 def generated() -> dict[str, str]:
     """Page of the site -> its Markdown, for the pages that are made from the code."""
-    return {"reference/files.md": files_page(), "reference/command-line.md": command_line_page()}
+    return {
+        "reference/files.md": files_page(),
+        "reference/command-line.md": command_line_page(),
+        "reference/methods.md": methods_page(),
+    }
 
 
 # -- the table of files --------------------------------------------------------------------------------------------
@@ -71,6 +84,29 @@ def files_page(source: Path = SOURCE) -> str:
         rows = (f"| `{name}` | {cell(text)} |" for name, text in found.items())
         parts.append("\n".join([f"## `{folder}/`", "", "| file | |", "|---|---|", *rows]) + "\n")
     return "\n".join(parts)
+
+
+# -- the methods ---------------------------------------------------------------------------------------------------
+
+
+def methods_page() -> str:
+    from remanence import methods
+
+    found = {name: cls for name, cls in methods.known().items() if cls.__module__.startswith("remanence.")}
+    return "\n".join([INTRO_METHODS, *(method_section(name, cls) for name, cls in sorted(found.items()))])
+
+
+def method_section(name: str, cls: Any) -> str:
+    config = get_type_hints(cls)["config"]
+    presets = ", ".join(f"`{name}:{preset}`" for preset in cls.presets)
+    rows = (f"| `{field.name}` | {setting(field)} |" for field in dataclasses.fields(config))
+    about = [inspect.cleandoc(each.__doc__ or "") for each in (cls, config)]
+    parts = [f"## `{name}`", about[0], f"Presets: {presets}.", about[1], "| setting | default |\n|---|---|"]
+    return "\n\n".join(parts) + "\n" + "\n".join(rows) + "\n"
+
+
+def setting(field: dataclasses.Field[Any]) -> str:
+    return "set by the preset" if field.default is dataclasses.MISSING else code(repr(field.default))
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
@@ -130,7 +166,9 @@ def default(param: Any) -> str:
     if param.required:
         return "required"
     value = param.default
-    return "" if value is None or value is False or callable(value) or str(value) in ("", "[]", "()") else code(str(value))
+    return (
+        "" if value is None or value is False or callable(value) or str(value) in ("", "[]", "()") else code(str(value))
+    )
 
 
 def code(text: str) -> str:
