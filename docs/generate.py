@@ -33,6 +33,10 @@ INTRO_CLI = """# Command line
 
 Every command with its arguments and options. This page is generated from the program; `remanence COMMAND --help`
 shows the same text.
+
+`--bank`, `--namespace`, `--model`, `--method`, `--seed` and `--json` mean the same everywhere. `--json` prints exactly
+one object. Progress bars show on a terminal only. Bad input (a missing file, a damaged bank, a question longer than the
+context) causes one line: what is wrong, and what to do.
 """
 
 
@@ -50,13 +54,12 @@ def copied(root: Path = ROOT) -> dict[str, str]:
     return pages
 
 
+GENERATED = ("reference/command-line.md", "reference/files.md", "reference/methods.md")
+
+
 def generated() -> dict[str, str]:
     """Page of the site -> its Markdown, for the pages that are made from the code."""
-    return {
-        "reference/files.md": files_page(),
-        "reference/command-line.md": command_line_page(),
-        "reference/methods.md": methods_page(),
-    }
+    return dict(zip(GENERATED, (command_line_page(), files_page(), methods_page()), strict=True))
 
 
 # -- the table of files --------------------------------------------------------------------------------------------

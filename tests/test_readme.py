@@ -13,6 +13,7 @@ import pytest
 from remanence import cli
 
 ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "remanence"
 READMES = ["README.md", "README.zh.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install "
@@ -43,7 +44,7 @@ def run_line(line: str) -> None:
 @pytest.mark.parametrize("readme", READMES)
 def test_shell_blocks(readme):
     found = blocks(readme, "bash")
-    assert len(found) == 4
+    assert len(found) == 3
     for line in "".join(found).splitlines():
         run_line(line)
 
@@ -67,6 +68,29 @@ def test_examples(example, capsys):
 def test_both_languages_show_the_same_commands():
     english, chinese = (blocks(readme, "bash") for readme in READMES)
     assert english == chinese
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_page_fits_in_two_screens(readme):
+    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 100
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.skipif(not (SOURCE / "ingest.py").exists(), reason="the tree is the one after the packages have moved")
+@pytest.mark.parametrize("readme", READMES)
+def test_the_tree_shows_what_is_there(readme):
+    (tree,) = blocks(readme, "text")
+    lines = [line.strip() for line in tree.splitlines()[1:-1]]
+    folders = {name for line in lines for name in re.match(r"(?:\w+/ *)+|", line)[0].split()}
+    packages = {f"{path.parent.name}/" for path in SOURCE.glob("*/__init__.py")}
+    assert {name for name in folders if (SOURCE / name).is_dir()} == packages
+    for name in re.findall(r"\w+\.py", tree):
+        assert (SOURCE / name).exists(), name
+    for line in lines:
+        for name in re.findall(r"(\w+/)(?=[ :：])", line)[1:]:
+            below = SOURCE / line.split("/")[0] / name
+            assert below.is_dir() or (SOURCE / name).is_dir(), below
 
 
 def test_ci_runs_the_test_command_of_the_readme():
