@@ -175,12 +175,13 @@ def default(param: Any) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{cell(text)}`"
+    return cell(f"`{text}`")
 
 
 def cell(text: str) -> str:
-    """Text as it may stand in a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text as it may stand in a cell of a table; a bar in code needs no backslash."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts))
 
 
 # -- links between pages and files that lie elsewhere --------------------------------------------------------------

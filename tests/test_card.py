@@ -102,7 +102,7 @@ CHAT = (ROOT / "src/remanence/assets/nano-chat/README.md").read_text(encoding="u
 
 def test_the_card_of_nano_chat_says_what_was_printed() -> None:
     found = results("nano-chat-unanswerable")["systems"]
-    table = CHAT.partition("## When it does not know")[2].partition("## Beside nano")[0]
+    table = CHAT.partition("## When it does not know")[2].partition("## Compared with nano")[0]
     shown = {
         name: [f"{each[key]:.3f}" for key in ("answered", "exact_match", "abstained")] for name, each in found.items()
     }
@@ -112,7 +112,7 @@ def test_the_card_of_nano_chat_says_what_was_printed() -> None:
     said = f"it abstains on {round(each['abstained'] * 250)}; of 250 others it answers {round(each['answered'] * 250)}"
     assert f"{said}, {round(each['exact_match'] * 250)} of them right" in CHAT
     for exam, base, after in (("facts", "facts-500", "On SQuAD"), ("squad", "squad-200", "On SQuAD")):
-        table = CHAT.partition("## Beside nano")[2].partition(after)[0]
+        table = CHAT.partition("## Compared with nano")[2].partition(after)[0]
         for name, figures in results(f"nano-chat-{exam}")["systems"].items():
             nano = results(base)["systems"][name]
             cells = [f"{each[key]:.3f}" for each in (figures, nano) for key in ("exact_match", "f1")]
