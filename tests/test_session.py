@@ -210,7 +210,7 @@ def test_migrate_gives_a_bank_to_another_method_and_splits_what_is_too_long(lm: 
     with rm.Session(lm, bank=tmp_path / "bank") as session:
         session.write(long)
     config = replace(methods.load("memory3", lm).config, reference_tokens=64)
-    small = methods.memory3.Memory3(config)
+    small = methods.memory3.method.Memory3(config)
     with pytest.raises(rm.BankMismatch):
         rm.Session(lm, bank=tmp_path / "bank", method=small)
     with rm.Session(lm, bank=tmp_path / "bank", method=small, adopt=True) as session:

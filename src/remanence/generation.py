@@ -13,7 +13,7 @@ from remanence.errors import InputError
 from remanence.lm.decode import Row, Sampling, decode
 from remanence.lm.lm import LM
 from remanence.methods.base import Method, Prompt, Reading
-from remanence.recall import BankRecall
+from remanence.sources import BankSource
 from remanence.types import Recall, Reply, Usage
 
 
@@ -53,7 +53,7 @@ class Generation:
         self,
         lm: LM,
         method: Method,
-        recall: BankRecall | None,
+        recall: BankSource | None,
         prompts: Sequence[Prompt],
         options: Options,
         begun: float | None = None,
@@ -72,9 +72,9 @@ class Generation:
         return self.method.read(self.lm, self.recall, self.prompts)
 
     @torch.inference_mode()
-    def _read_again(self, rows: list[list[int]]) -> Any:
+    def _refresh(self, rows: list[list[int]]) -> Any:
         assert self.recall is not None
-        self.reading = self.method.read_again(self.lm, self.recall, self.reading, rows)
+        self.reading = self.method.refresh(self.lm, self.recall, self.reading, rows)
         return self.reading.decoding
 
     def steps(self) -> Iterator[list[Row]]:
@@ -83,7 +83,7 @@ class Generation:
             self.reading.prompts,
             self.reading.prefix,
             decoding_prefix=self.reading.decoding,
-            refresh=None if self.recall is None else self._read_again,
+            refresh=None if self.recall is None else self._refresh,
             max_tokens=self.options.max_tokens,
             sampling=Sampling(self.options.temperature, self.options.top_p, self.options.seed),
             stop=(*self.options.stop, *self.lm.stop),

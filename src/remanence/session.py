@@ -13,10 +13,10 @@ from remanence.errors import InputError
 from remanence.generation import Generation, Options, Stream, read_or_not
 from remanence.lm.lm import LM, load
 from remanence.methods.base import Method, Prompt
-from remanence.methods.mplus import MPlus
-from remanence.moments import Moment, copies, load_moment, moment, save_moment, since
-from remanence.pools import Followed
-from remanence.recall import BankRecall, describe, write_chunks
+from remanence.methods.mplus.bank_pool import BankPool
+from remanence.methods.mplus.method import MPlus
+from remanence.snapshots import SessionSnapshot, copies, load_snapshot, moment, save_snapshot, since
+from remanence.sources import BankSource, describe, write_chunks
 from remanence.text.chunks import split
 from remanence.text.decode import check_text
 from remanence.text.embed import Embedder
@@ -60,11 +60,11 @@ class Session:
         if self.method.writes_tensors and not adopt:
             self._check()
 
-    def _followed(self) -> Followed | None:
+    def _followed(self) -> BankPool | None:
         if not self.method.reads_pool:
             return None
         assert isinstance(self.method, MPlus), "the only method that reads a pool"
-        return Followed(self.lm, self.method, self.bank, self.seed)
+        return BankPool(self.lm, self.method, self.bank, self.seed)
 
     def _check(self) -> None:
         try:
@@ -254,11 +254,11 @@ class Session:
 
     # -- moments ---------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Moment:
+    def snapshot(self) -> SessionSnapshot:
         """What is remembered now, to go back to with `rollback`; a value that shares what does not change."""
         return moment(self.bank, self._pool)
 
-    def rollback(self, earlier: Moment) -> ForgetReceipt:
+    def rollback(self, earlier: SessionSnapshot) -> ForgetReceipt:
         """Forgets all that was written since `earlier`. UnknownChunk where a text of it was forgotten."""
         receipt = self.forget(*since(self.bank, self._pool, earlier))
         if self._pool and earlier.kept:
@@ -271,14 +271,14 @@ class Session:
 
     def save(self, folder: str | Path) -> None:
         """Writes texts and latent pool to a new or empty folder, for `load` in another session or elsewhere."""
-        save_moment(self.bank, self._pool, Path(folder))
+        save_snapshot(self.bank, self._pool, Path(folder))
 
     def load(self, folder: str | Path) -> None:
         """Adds what `save` wrote. A pool of another model or a damaged one is refused, and nothing is added.
 
         Texts of a session without a pool, or into one, are read again where that is needed.
         """
-        load_moment(self.bank, self._pool, Path(folder))
+        load_snapshot(self.bank, self._pool, Path(folder))
 
     def fork(self, bank: Bank | str | Path | None = None) -> Session:
         """Another session that remembers the same, in a bank of its own (None: in RAM); rows of the pool are shared."""
@@ -343,7 +343,7 @@ class Session:
         if chosen.without:
             self.bank.get(list(chosen.without))
         pool = self._pool.now if self._pool else None
-        recall = BankRecall(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
+        recall = BankSource(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
         reads = self.method.is_about(self.lm, recall, asked) if chosen.recall else [False] * len(asked)
         for is_read, rows in read_or_not(reads):
             part = [asked[row] for row in rows]

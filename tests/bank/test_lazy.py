@@ -39,7 +39,7 @@ def test_a_bank_knows_no_model() -> None:
                     "remanence.bank",
                     "remanence.errors",
                     "remanence.files",
-                    "remanence.sealed",
+                    "remanence.tensor_file",
                     "remanence.types",
                 )
                 assert not name.startswith("remanence") or name.startswith(allowed), f"{file.name} imports {name}"

@@ -109,7 +109,7 @@ def test_running_text_is_trained_on_and_needs_its_sequences(call, tmp_path, monk
     dry = call("train", "memory3/continual", "--at", "2b", "--dry-run", "--json").json
     assert (dry["parameters"], dry["stages"]["continual"]["steps"]) == (2_819_971_200, 28_610)
     assert "119,999,037,440 tokens" in call("train", "memory3/continual", "--at", "2b", "--dry-run").out
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)
     make(tmp_path)
     settings = [f"--set={path}={json.dumps(value)}" for path, value in leaves(asdict(tiny(warmup_nano()))).items()]
     settings = [each for each in settings if each.split("=")[1] not in ("stage", "after", "reads")]

@@ -18,13 +18,13 @@ from remanence.eval.plots import draw_retention
 from remanence.eval.pooled import PoolReader
 from remanence.eval.streams import facts_to_keep, other_texts, short_answers
 from remanence.eval.windows import TextReader
-from remanence.latent.choices import by_write, trained
-from remanence.latent.retriever import write_scores
 from remanence.lm.decode import decode
 from remanence.methods.base import text_layout
-from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.methods.mplus.method import MPlus, MPlusConfig
+from remanence.methods.mplus.rankers import by_write, trained
+from remanence.methods.mplus.retriever import write_scores
 from remanence.session import Session
-from tests.latent.helpers import SMALL, small, small_lm, small_trained
+from tests.methods.mplus.helpers import SMALL, small, small_lm, small_trained
 
 BOOK = "It was a bright cold morning, and nobody in the whole street had thought of closing the door of the mill. " * 3
 SQUAD = [

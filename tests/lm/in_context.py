@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from remanence.lm.seam import attention_modules
+from remanence.lm.attention import attention_modules
 
 
 @torch.no_grad()

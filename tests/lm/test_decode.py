@@ -8,7 +8,7 @@ import torch
 from remanence.lm.decode import decode
 from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.methods.memory3 import Group, Memory3, dense
+from remanence.methods.memory3.method import Group, Memory3, dense
 from tests.lm.families import backends, build
 
 

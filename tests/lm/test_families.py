@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from remanence.lm import family, seam
-from remanence.lm.family import LayerPrefix
+from remanence.lm import attention, proof
+from remanence.lm.proof import LayerPrefix
 from remanence.types import KV
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build, config
 from tests.lm.in_context import logits_in_context
@@ -59,9 +59,9 @@ def case(name: str, backend: str, dtype: torch.dtype = torch.float32) -> Case:
     truth = {shape: logits_in_context(model, first_BM, second_BT, see[shape]) for shape in SHAPES}
     with torch.no_grad():
         before = model(ids, use_cache=False).logits
-        seam.prepare(model)
+        attention.prepare(model)
         identical = torch.equal(before, model(ids, use_cache=False).logits)
-        seen = family.capture(model, first_BM, frozenset(range(NUM_LAYERS)))
+        seen = proof.capture(model, first_BM, frozenset(range(NUM_LAYERS)))
     kvs = [KV(seen[layer].key_BGSD, seen[layer].value_BGSD) for layer in range(NUM_LAYERS)]
     return Case(model, second_BT, kvs, see, truth, identical)
 

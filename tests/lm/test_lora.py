@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from remanence.errors import InputError
-from remanence.lm import lora, seam
+from remanence.lm import attention, lora
 from remanence.lm.tiny import tiny_model
 
 CONFIG = lora.LoraConfig(rank=4, alpha=8.0, dropout=0.0)
@@ -17,7 +17,7 @@ IDS = torch.arange(3, 12)[None]
 
 
 def adapted(random: bool = True):
-    model = seam.prepare(tiny_model())
+    model = attention.prepare(tiny_model())
     lora.add_roles(model, CONFIG)
     if random:
         torch.manual_seed(3)
@@ -27,7 +27,7 @@ def adapted(random: bool = True):
 
 
 def test_without_a_role_the_base_runs_bit_for_bit():
-    base = seam.prepare(tiny_model())
+    base = attention.prepare(tiny_model())
     assert torch.equal(adapted()(IDS).logits, base(IDS).logits)
 
 
@@ -77,7 +77,7 @@ def test_saved_as_peft_has_it_and_loaded_again(tmp_path: Path):
 def test_an_adapter_of_another_shape_is_refused_before_anything_is_copied(tmp_path: Path):
     model = adapted()
     lora.save_adapter(model, "read", tmp_path, CONFIG, "tiny")
-    other = seam.prepare(tiny_model())
+    other = attention.prepare(tiny_model())
     lora.add_roles(other, lora.LoraConfig(rank=2, alpha=4.0))
     before = [p.clone() for p in lora.role_parameters(other)]
     with pytest.raises(InputError, match="this model needs"):

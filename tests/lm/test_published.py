@@ -13,7 +13,7 @@ import remanence as rm
 from remanence.errors import InputError
 from remanence.lm import published
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.methods.mplus.method import MPlus, MPlusConfig
 
 K, BLOCKS, LONG_BLOCKS, E, S, R = 4, 5, 2, 8, 20, 2
 TARGETS = ["q_proj", "v_proj", "k_proj", "up_proj", "down_proj", "gate_proj"]

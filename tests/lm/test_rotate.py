@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from remanence.errors import UnsupportedModel
-from remanence.lm import seam
-from remanence.lm.family import capture
+from remanence.lm import attention
+from remanence.lm.proof import capture
 from remanence.lm.rotate import move_keys
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build
 
@@ -46,14 +46,14 @@ def error(model: PreTrainedModel, start: int, num_positions: int) -> float:
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in REFUSED])
 def test_moved_keys_equal_keys_computed_there(name: str) -> None:
-    model = seam.prepare(build(name, backends(name)[-1]))
+    model = attention.prepare(build(name, backends(name)[-1]))
     assert error(model, start=0, num_positions=101) <= EXACT
     assert error(model, start=9, num_positions=1) <= EXACT
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name in REFUSED])
 def test_a_family_whose_keys_cannot_be_moved_is_refused_by_name(name: str) -> None:
-    model = seam.prepare(build(name, backends(name)[-1]))
+    model = attention.prepare(build(name, backends(name)[-1]))
     with pytest.raises(UnsupportedModel, match=f"'{name}'.*cannot be moved.*paper"):
         move_keys(model, keys(model, 0), LAYERS, 5)
 
@@ -74,12 +74,12 @@ def test_a_family_whose_keys_cannot_be_moved_is_refused_by_name(name: str) -> No
     ids=lambda scaling: scaling["rope_type"],
 )
 def test_scaled_rotations_move_too(scaling: dict[str, Any]) -> None:
-    model = seam.prepare(build("llama", rope_scaling={"rope_theta": 10000.0, **scaling}))
+    model = attention.prepare(build("llama", rope_scaling={"rope_theta": 10000.0, **scaling}))
     assert error(model, start=3, num_positions=77) <= EXACT
 
 
 def test_layers_without_rotation_keep_their_keys() -> None:
-    model = seam.prepare(build("smollm3"))  # its second layer has no RoPE
+    model = attention.prepare(build("smollm3"))  # its second layer has no RoPE
     here = keys(model, 0)
     moved = move_keys(model, here, LAYERS, 5)
     assert torch.equal(moved[1], here[1])
@@ -87,7 +87,7 @@ def test_layers_without_rotation_keep_their_keys() -> None:
 
 
 def test_moving_by_nothing_changes_nothing_and_twice_is_the_sum() -> None:
-    model = seam.prepare(build("qwen3"))
+    model = attention.prepare(build("qwen3"))
     here = keys(model, 0)
     assert move_keys(model, here, LAYERS, 0) is here
     twice = move_keys(model, move_keys(model, here, LAYERS, 30), LAYERS, 12)
@@ -95,7 +95,7 @@ def test_moving_by_nothing_changes_nothing_and_twice_is_the_sum() -> None:
 
 
 def test_a_subset_of_layers_and_bfloat16() -> None:
-    model = seam.prepare(build("gemma3_text", dtype=torch.bfloat16))
+    model = attention.prepare(build("gemma3_text", dtype=torch.bfloat16))
     here, truth = keys(model, 0), keys(model, 40)
     moved = move_keys(model, here[[0, 2]], (0, 2), 40)
     assert moved.dtype == torch.bfloat16
@@ -103,7 +103,7 @@ def test_a_subset_of_layers_and_bfloat16() -> None:
 
 
 def test_gradients_flow_through_a_move() -> None:
-    model = seam.prepare(build("llama"))
+    model = attention.prepare(build("llama"))
     here = keys(model, 0).requires_grad_()
     move_keys(model, here, LAYERS, 9).square().sum().backward()
     torch.testing.assert_close(here.grad, 2 * here.detach(), rtol=1e-4, atol=1e-5)  # a rotation keeps lengths

@@ -111,7 +111,7 @@ def test_reading_again_keeps_the_prompts_and_adds_a_group_per_row(lm: LM, method
     recall = Recalls(lm, method, find, LIBRARY)
     reading = method.read(lm, recall, [ask(lm, text) for text in PROMPTS])
     rows = [[*ids, *lm.encode(" the boat leaves" * 5)] for ids in reading.prompts]
-    again = method.read_again(lm, recall, reading, rows)
+    again = method.refresh(lm, recall, reading, rows)
     assert again.prompts == reading.prompts
     if again is not reading:
         for old, new, row in zip(reading.groups, again.groups, rows, strict=True):

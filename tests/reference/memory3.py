@@ -22,7 +22,7 @@ class Text:
         self.keys: list[list[Tensor]] = [[] for _ in layers]  # after RoPE
         self.values: list[list[Tensor]] = [[] for _ in layers]
 
-    def step(self, token: int, position: int, seen: Sequence[Seen] = ()) -> Tensor:
+    def step(self, token: int, position: int, seen: Sequence[AttentionRecord] = ()) -> Tensor:
         """Logits after `token` at `position`; each layer also sees what stands in `seen`."""
         d = self.decoder
         x_C = d.embed(token)
@@ -44,7 +44,7 @@ class Text:
 
 
 @dataclass
-class Seen:
+class AttentionRecord:
     """slots[layer][group]: pairs of a rotated key and a value that a text sees besides itself."""
 
     slots: dict[int, list[list[tuple[Tensor, Tensor]]]]
@@ -66,12 +66,12 @@ def plain(decoder: Decoder, ids: Sequence[int]) -> Tensor:
     return torch.stack([text.step(token, position) for position, token in enumerate(ids)])
 
 
-def lead(decoder: Decoder, prefix: Sequence[int]) -> Seen:
+def lead(decoder: Decoder, prefix: Sequence[int]) -> AttentionRecord:
     """`<s>Reference:`, seen at every layer."""
     text = Text(decoder)
     for position, token in enumerate(prefix):
         text.step(token, position)
-    return Seen(
+    return AttentionRecord(
         {
             layer: [
                 [(key[g], value[g]) for key, value in zip(text.keys[layer], text.values[layer], strict=True)]
@@ -123,9 +123,9 @@ def write(
     return Memory(indices, plain_keys, {layer: text.values[layer][b:] for layer in layers}, len(reference))
 
 
-def place(decoder: Decoder, memory: Memory, start: int) -> Seen:
+def place(decoder: Decoder, memory: Memory, start: int) -> AttentionRecord:
     """The memory's kept tokens with its reference beginning at position `start`."""
-    return Seen(
+    return AttentionRecord(
         {
             layer: [
                 [
@@ -143,7 +143,7 @@ def read(
     decoder: Decoder,
     prefix: Sequence[int],
     ids: Sequence[int],
-    seen_by_token: Sequence[Sequence[Seen]],
+    seen_by_token: Sequence[Sequence[AttentionRecord]],
     offset: int,
 ) -> Tensor:
     """Logits (T, V), token by token: token t sees the prefix, `seen_by_token[t]` and the text before it."""

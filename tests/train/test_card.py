@@ -20,7 +20,7 @@ from tests.train.tiny_runs import begin_latent, smaller, smaller_latent
 
 @pytest.fixture(autouse=True)
 def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
 
 
 def test_a_model_is_described_by_its_own_log(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from remanence.data.unknown import UNKNOWN, abstains
 from remanence.errors import InputError
 from remanence.lm.lora import adapter
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.methods.layout import Group
-from remanence.methods.memory3 import Memory3, paper
+from remanence.methods.memory3.layout import Group
+from remanence.methods.memory3.method import Memory3, paper
 from remanence.train import chat, chat_start, loop
 from remanence.train.chat_rows import answers_of, draw_texts, pack_chat, without
 from remanence.train.conversations import drawn, read_conversations, spoken
@@ -164,7 +164,7 @@ def test_an_adapter_of_unknown_role_is_refused(tmp_path):
 
 
 def test_whole_models_are_trained_and_written_by_what_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
     byte_tokenizer().save_pretrained(base)

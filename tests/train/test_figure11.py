@@ -17,7 +17,7 @@ from tests.train.tiny_runs import PARAGRAPHS, smaller
 
 
 def test_every_stage_is_trained_once_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
     for module in (memory, plain):
         monkeypatch.setattr(module, "ENDS_ROWS", 4)
     monkeypatch.setattr(figure11, "ENDS_ROWS", 4)

@@ -12,7 +12,7 @@ from tests.train.tiny_runs import LOSSES, STEPS, all_losses
 
 
 def test_losses_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
     stored, found = json.loads(LOSSES.read_text(encoding="utf-8")), all_losses(tmp_path)
     assert found.keys() == stored.keys()
     for name, values in stored.items():

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import remanence.train.memory as memory_module
+from remanence.lm.attention import AttentionRecord
 from remanence.lm.lm import from_transformers
-from remanence.lm.seam import Seen
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.methods.memory3 import Memory3, Memory3Config
+from remanence.methods.memory3.method import Memory3, Memory3Config
 from remanence.train.batches import pack
 from remanence.train.hints import (
     After,
@@ -62,7 +62,7 @@ def test_looking_wants_attention_there_and_nowhere_else_in_memory() -> None:
     one = torch.tensor([0])
     unknown = torch.zeros(1, 3, dtype=torch.bool), NOTHING, NOTHING, NOTHING, NOWHERE
     hints = Hints(one, one, one, torch.tensor([2]), *unknown)
-    shown = Seen(query_BHTD, key_BGSD, key_BGSD, 1.0, mask)
+    shown = AttentionRecord(query_BHTD, key_BGSD, key_BGSD, 1.0, mask)
     (found,) = looking_loss(shown, 0, [[memory]], 1, hints)
     stray = -0.5 * torch.tensor(1 - 1 / 6).log().item()  # one of six equal parts is on another memory token
     assert float(found) == pytest.approx(-torch.tensor(0.5).log().item() + stray, abs=1e-3)
@@ -78,7 +78,7 @@ def test_gathering_is_the_share_on_shared_words() -> None:
     assert hints.told.position_F.tolist() == [2]
     assert hints.told.target_FT.nonzero()[:, 1].tolist() == [0]
     even = torch.zeros(1, 2, 7, 4)
-    shown = Seen(even, torch.zeros(1, 2, 2 + 7, 4), even, 1.0, None)
+    shown = AttentionRecord(even, torch.zeros(1, 2, 2 + 7, 4), even, 1.0, None)
     (found,) = gathering_loss([shown], hints.asked)
     assert float(found) == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-3)
     assert len(gathering_loss([], hints.asked)) == len(gathering_loss([shown], NOTHING)) == 0
@@ -103,7 +103,7 @@ def test_pointing_is_the_share_on_the_words_after_the_answer() -> None:
     index = torch.tensor([[[0, 2]]], dtype=torch.int32)
     memories = [[ExplicitMemory((0,), torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), index)] * 2]
     even = torch.zeros(1, 1, 1 + 4 + 3, 4)
-    shown = Seen(even[:, :, :3], even, even, 1.0, None)
+    shown = AttentionRecord(even[:, :, :3], even, even, 1.0, None)
     one, second = torch.tensor([1]), torch.tensor([1])
     found = After(Shared(torch.tensor([0]), one, torch.tensor([[False, True, True]])), second)
     # seven columns are seen: one in front, four of memory, two of the text; one of them holds a kept word

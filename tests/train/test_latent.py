@@ -12,7 +12,7 @@ import torch
 
 import remanence as rm
 from remanence.lm.lora import LoraConfig, adapter
-from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.methods.mplus.method import MPlus, MPlusConfig
 from remanence.train.documents import draw_document, questions
 from remanence.train.latent import evaluate, latent, phase_of
 from remanence.train.latent_export import export_latent
@@ -21,7 +21,7 @@ from remanence.train.latent_start import start_latent_run
 from remanence.train.latent_tasks import is_text, step_loss, write
 from remanence.train.loop import resume, train
 from remanence.train.projector_start import Pairs, word_maps
-from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
+from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe
 from remanence.train.retriever import train_retriever
 from remanence.train.row import Row
 
@@ -35,8 +35,8 @@ METHOD = {
     "ranked": "writes",
     "short": "own",
 }
-PHASE = LatentPhase(2, documents=3, chunks=(1, 2), full=0.0, repeat=0.2)
-RECIPE = LatentRecipe(
+PHASE = MPlusPhase(2, documents=3, chunks=(1, 2), full=0.0, repeat=0.2)
+RECIPE = MPlusRecipe(
     lora=LoraConfig(rank=4, alpha=8, dropout=0.0),
     method=METHOD,
     stages=(PHASE,),

@@ -15,7 +15,7 @@ import remanence as rm
 from remanence.cli.training import Wanted, train_latent
 from remanence.errors import InputError
 from remanence.lm.lora import adapter, add_roles
-from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.methods.mplus.method import MPlus, MPlusConfig
 from remanence.train import checkpoint, latent_tasks
 from remanence.train.corpora import Corpora
 from remanence.train.estimate import estimate
@@ -24,13 +24,13 @@ from remanence.train.latent_start import begin_after, start_latent_run
 from remanence.train.latent_tasks import step_loss
 from remanence.train.live import LivePrefix
 from remanence.train.recipes import RECIPES, recipe_of
-from remanence.train.recipes.nano_mplus import LatentRecipe, Stream, nano_mplus
+from remanence.train.recipes.nano_mplus import MPlusRecipe, Stream, nano_mplus
 from tests.train.tiny_runs import PARAGRAPHS, smaller_latent
 
 LLAMA = "llama-3.1-8b"
 
 
-def tiny(name: str, **fields: Any) -> LatentRecipe:
+def tiny(name: str, **fields: Any) -> MPlusRecipe:
     made = smaller_latent(recipe_of(name))
     return replace(made, projector_documents=0 if made.after else 8, num_steps=3, **fields)
 
@@ -106,12 +106,12 @@ def test_a_stage_without_slots_reads_no_long_term_rows(
     """Its pool drops rows all the same, and a revisit finds them there."""
     made: list[LivePrefix] = []
 
-    class Seen(LivePrefix):
+    class AttentionRecord(LivePrefix):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             made.append(self)
 
-    monkeypatch.setattr(latent_tasks, "LivePrefix", Seen)
+    monkeypatch.setattr(latent_tasks, "LivePrefix", AttentionRecord)
     recipe = tiny("mplus/stage1", past_writes=0, look_layers=())
     run = start_latent_run(
         replace(recipe, method={**recipe.method, "long_blocks": long_blocks}), "tiny", None, tmp_path

@@ -29,7 +29,7 @@ def two(name: str, stage: str, folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", ["nano", "nano-text", "memory3"])
 def test_two_processes_lose_what_one_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", pass_through)
+    monkeypatch.setattr(lm_module.proof, "prove", pass_through)
     if name == "memory3":
         make(tmp_path)
     for stage in ("warmup", "continual"):

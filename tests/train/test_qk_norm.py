@@ -11,7 +11,7 @@ import torch
 
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
-from remanence.lm import family, seam
+from remanence.lm import attention, proof
 from remanence.train import loop
 from remanence.train.export import export
 from remanence.train.model import build_model
@@ -32,15 +32,15 @@ def test_memory_is_exact() -> None:
     model = build_model(NORMED, 0).eval()
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.2)
-    proof = family.prove(seam.prepare(model))
-    assert proof.effect > 0.1
-    assert proof.error < 1e-4
+    measured = proof.prove(attention.prepare(model))
+    assert measured.effect > 0.1
+    assert measured.error < 1e-4
 
 
 def test_it_trains_with_and_without_memory_and_what_is_written_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
     recipe = replace(smaller(nano()), shape=NORMED, matrix_lr=2e-3)
     for stage in ("warmup", "continual"):
         run, task = begin(tmp_path, recipe, stage)

@@ -20,9 +20,9 @@ from remanence.data.squad import Context
 from remanence.errors import InputError
 from remanence.lm.lora import LoraConfig
 from remanence.methods.base import Prompt
-from remanence.methods.layout import Group
-from remanence.recall import BankRecall
+from remanence.methods.memory3.layout import Group
 from remanence.session import Session
+from remanence.sources import BankSource
 from remanence.train import loop
 from remanence.train.chat_rows import Asked, ChatBatch, Texts
 from remanence.train.corpora import Corpora
@@ -184,7 +184,7 @@ def test_what_comes_out_reads_from_a_bank_as_training_did(
         assert method.config.memory_layers == (0, 2)
         group = Group(0, tuple(method.write(lm, [lm.encode(text)])))
         exact_V = lm.forward(ids_BT, method.prefix(lm, [[group]], [len(prompt)]))[0, -1]
-        recall = BankRecall(lm, method, session.bank, session.retriever)
+        recall = BankSource(lm, method, session.bank, session.retriever)
         reading = method.read(lm, recall, [Prompt(tuple(prompt), question)])
         rounded_V = lm.forward(ids_BT, reading.prefix)[0, -1]
         base_V = base.forward(ids_BT)[0, -1]
@@ -288,7 +288,7 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, bases: Path):
 
 
 def test_a_warm_up_of_nano_becomes_a_model_and_gets_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
     recipe, folder = replace(smaller(nano()), stages=("warmup", "export")), tmp_path / "nano"
     with pytest.raises(InputError, match="holds no checkpoint of continual or warmup"):
         finish(start_run(recipe, None, folder))

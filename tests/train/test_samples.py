@@ -15,7 +15,7 @@ import torch
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.lm.decode import decode
-from remanence.methods.memory3 import Group, Memory3
+from remanence.methods.memory3.method import Group, Memory3
 from remanence.train import loop, memory, samples
 from remanence.train.loop import Run, Task
 from remanence.train.recipes.nano import nano
@@ -26,7 +26,7 @@ from tests.train.tiny_runs import begin, begin_latent, losses, smaller, smaller_
 
 @pytest.fixture(autouse=True)
 def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
 
 
 def test_answers_are_those_of_greedy_decoding_with_the_same_memories(tmp_path: Path) -> None:

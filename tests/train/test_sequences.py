@@ -10,7 +10,7 @@ import torch
 from remanence.errors import InputError
 from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.methods.memory3 import Group, Memory3, paper
+from remanence.methods.memory3.method import Group, Memory3, paper
 from remanence.train.sequences import Sequences, sequence_loss
 
 CHUNK, CHUNKS = 8, 7

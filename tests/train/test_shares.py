@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import remanence.lm.lm as lm_module
-from remanence.lm import seam
-from remanence.methods.memory3 import Memory3
+from remanence.lm import attention
+from remanence.methods.memory3.method import Memory3
 from remanence.train import loop, memory
 from remanence.train.losses import targets
 from remanence.train.recipes.nano import Phase, nano
@@ -22,7 +22,7 @@ from tests.train.tiny_runs import begin, begin_latent, smaller, smaller_latent
 
 @pytest.fixture(autouse=True)
 def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)  # random tiny weights prove nothing
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def test_it_is_the_mass_of_one_rows_attention(tmp_path: Path) -> None:
     num_lead = len(Memory3(config).prefix_ids(lm))
     found = memory_shares(watch.seen, T, num_lead, index_N)
     assert found.keys() == {f"share_memory_layer_{layer}" for layer in config.memory_layers}
-    mass_S = seam.attention_mass(watch.seen[0], T - 1)
+    mass_S = attention.attention_mass(watch.seen[0], T - 1)
     assert len(mass_S) > T + num_lead
     assert found["share_memory_layer_0"] == pytest.approx(float(mass_S[num_lead:-T].sum()), abs=1e-4)
     assert 0 < found["share_memory_layer_0"] < 1

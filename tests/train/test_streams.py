@@ -9,14 +9,14 @@ import pytest
 
 import remanence as rm
 from remanence.train.corpora import Corpora
-from remanence.train.documents import LatentDocument, Sentence
-from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe, Stream
+from remanence.train.documents import MPlusDocument, Sentence
+from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe, Stream
 from remanence.train.rows import Encoder
 from remanence.train.streams import alone, draw_streams, split_at_random, split_document, survivors
 from tests.train.tiny_runs import PARAGRAPHS
 
 ENCODER = Encoder(rm.load("tiny").tokenizer)
-RECIPE = LatentRecipe(sentence_tokens=60, method={**LatentRecipe().method, "chunk_tokens": 40})
+RECIPE = MPlusRecipe(sentence_tokens=60, method={**MPlusRecipe().method, "chunk_tokens": 40})
 
 
 @pytest.mark.parametrize("count", [0, 7, 8, 15, 16, 17, 31, 63, 64, 71, 72, 73, 200, 1000])
@@ -50,7 +50,7 @@ def test_a_short_tail_takes_from_those_before_it_or_joins_them():
 
 def test_documents_of_a_step_are_of_one_stream_and_streams_have_their_shares():
     streams = (Stream(0.5, (100, 200), 8), Stream(0.25, (400, 600), 30))
-    phase = LatentPhase(1, documents=2, chunks=(3, 3), repeat=0.0, streams=streams)
+    phase = MPlusPhase(1, documents=2, chunks=(3, 3), repeat=0.0, streams=streams)
     corpora, short, long, none = Corpora(paragraphs=PARAGRAPHS), 0, 0, 0
     for seed in range(400):
         documents = draw_streams(Random(seed), phase, RECIPE, corpora, ENCODER, 3)
@@ -74,8 +74,8 @@ def test_documents_of_a_step_are_of_one_stream_and_streams_have_their_shares():
 
 
 def test_what_is_read_alone_has_one_chunk_unless_it_asks_for_another():
-    text = LatentDocument([[1], [2]], [Sentence([3], [1], None)])
-    asks = LatentDocument([[1], [2]], [Sentence([3], [1], 0)])
+    text = MPlusDocument([[1], [2]], [Sentence([3], [1], None)])
+    asks = MPlusDocument([[1], [2]], [Sentence([3], [1], 0)])
     assert alone([text])[0].chunks == [[2]]
     assert alone([text, asks]) == [text, asks]
 

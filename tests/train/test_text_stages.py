@@ -14,7 +14,7 @@ import remanence.lm.lm as lm_module
 from remanence.data.sequences import SequenceFolder
 from remanence.errors import InputError
 from remanence.lm.tiny import byte_tokenizer
-from remanence.methods.memory3 import Group, Memory3
+from remanence.methods.memory3.method import Group, Memory3
 from remanence.train import checkpoint
 from remanence.train.build_sequences import build
 from remanence.train.card import CARD, described_stage
@@ -31,7 +31,7 @@ from tests.train.tiny_sequences import CUTTING, SHAPE, STEPS, begin_run, make, t
 @pytest.fixture(autouse=True)
 def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of random tiny weights proves nothing; `prove` has its own tests."""
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)
 
 
 @pytest.fixture(scope="module")

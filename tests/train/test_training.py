@@ -84,7 +84,7 @@ def test_resume_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of random tiny weights proves nothing; `prove` has its own tests."""
-    monkeypatch.setattr(lm_module.family, "prove", lambda model: None)
+    monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)
 
 
 @pytest.mark.usefixtures("_unproven")

@@ -26,7 +26,7 @@ from remanence.train.plain import warm_up
 from remanence.train.recipes import recipe_of
 from remanence.train.recipes.chat import CHAT_STAGES, ChatPhase, ChatRecipe, ChatStage
 from remanence.train.recipes.nano import Phase, Recipe, nano
-from remanence.train.recipes.nano_mplus import LatentRecipe, nano_mplus
+from remanence.train.recipes.nano_mplus import MPlusRecipe, nano_mplus
 from remanence.train.recipes.nano_text import nano_text
 from remanence.train.recipes.retrofit import RetrofitRecipe, retrofit
 from remanence.train.retrofit import continual as retrofit_task
@@ -63,7 +63,7 @@ def smaller(recipe: Recipe) -> Recipe:
     )
 
 
-def smaller_latent(recipe: LatentRecipe) -> LatentRecipe:
+def smaller_latent(recipe: MPlusRecipe) -> MPlusRecipe:
     method = {**recipe.method, "chunk_tokens": 24, "min_chunk_tokens": 4, "write_rows": 8, "pool_blocks": 4}
     return replace(
         recipe,
@@ -115,7 +115,7 @@ def begin_chat(folder: Path, recipe: ChatRecipe, stage: ChatStage, num_steps: in
     return run, replace(TASKS[stage](run, num_steps), ends=loop.nothing)
 
 
-def begin_latent(folder: Path, recipe: LatentRecipe, num_steps: int = STEPS) -> tuple[Run, Task]:
+def begin_latent(folder: Path, recipe: MPlusRecipe, num_steps: int = STEPS) -> tuple[Run, Task]:
     run = start_latent_run(recipe, recipe.base, None, folder)
     run.log_every, run.save_seconds = 1000, 1e9
     return run, latent(run, num_steps)
@@ -210,6 +210,6 @@ def _all_losses(folder: Path) -> dict[str, list[float]]:
 if __name__ == "__main__":
     from remanence.lm import lm as lm_module
 
-    lm_module.family.prove = lambda model: None  # random tiny weights prove nothing
+    lm_module.proof.prove = lambda model: None  # random tiny weights prove nothing
     with tempfile.TemporaryDirectory() as name:
         LOSSES.write_text(json.dumps(all_losses(Path(name)), indent=0) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from remanence.errors import BankCorrupted, BankMismatch
-from remanence.sealed import read_sealed
+from remanence.tensor_file import read_tensors
 
 FOLDER = "pools"
 POOL = "latent pool: "
@@ -37,7 +37,7 @@ def pool_problems(bank: Path | None, namespace: str) -> list[str]:
     problems = []
     for file in pool_files(bank, namespace):
         try:
-            read_sealed(file)
+            read_tensors(file)
         except FileNotFoundError:
             continue  # its text was forgotten meanwhile
         except (BankCorrupted, BankMismatch) as error:

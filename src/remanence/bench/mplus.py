@@ -13,13 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence.bench.report import Figures, result
 from remanence.errors import ContextTooLong, InputError
-from remanence.latent.choices import at_random
-from remanence.latent.pool import Pool
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
 from remanence.lm.lora import LoraConfig, add_roles
 from remanence.lm.tiny import byte_tokenizer
-from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.methods.mplus.method import MPlus, MPlusConfig
+from remanence.methods.mplus.pool import Pool
+from remanence.methods.mplus.rankers import at_random
 
 PROMPT_TOKENS = 64
 

@@ -19,8 +19,8 @@ from remanence.data.facts import distractor_passages
 from remanence.errors import InputError
 from remanence.lm.lm import LM
 from remanence.methods.base import Prompt
-from remanence.recall import BankRecall
 from remanence.session import Session
+from remanence.sources import BankSource
 from remanence.types import Hit
 
 QUESTION = "What does the survey of the Harlow lighthouse say about its lamp?"
@@ -85,7 +85,7 @@ def ask(session: Session, lm: LM, retriever: Any, tokens: int, recall: bool) -> 
     """One answer of `tokens` tokens by the session's own path, timed from the question to each token."""
     prompt = Prompt(tuple(lm.render([{"role": "user", "content": QUESTION}])), QUESTION)
     begun = time.perf_counter()
-    reader = BankRecall(lm, session.method, session.bank, retriever) if recall else None
+    reader = BankSource(lm, session.method, session.bank, retriever) if recall else None
     answer = generation.Generation(lm, session.method, reader, [prompt], generation.Options(max_tokens=tokens))
     times = [time.perf_counter() - begun for _ in answer.steps()]
     reply = answer.replies()[0]

@@ -12,7 +12,7 @@ from remanence.cli.terminal import print_json, say
 if TYPE_CHECKING:
     from remanence.train.recipes.chat import ChatRecipe
     from remanence.train.recipes.nano import Recipe
-    from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.nano_mplus import MPlusRecipe
     from remanence.train.recipes.retrofit import RetrofitRecipe
     from remanence.train.recipes.sequences import SequenceRecipe
 
@@ -48,14 +48,14 @@ def kinds() -> Mapping[type, Kind]:
     """By the class of the recipe."""
     from remanence.train.recipes.chat import CHAT_STAGES, ChatRecipe
     from remanence.train.recipes.nano import STAGES, Recipe
-    from remanence.train.recipes.nano_mplus import LatentRecipe
+    from remanence.train.recipes.nano_mplus import MPlusRecipe
     from remanence.train.recipes.retrofit import RetrofitRecipe
     from remanence.train.recipes.sequences import SequenceRecipe
 
     return {
         ChatRecipe: Kind((*CHAT_STAGES, "export"), train_chat),
         Recipe: Kind((*STAGES, "export"), train_stages),
-        LatentRecipe: Kind(("export", RETRIEVERS), train_latent),
+        MPlusRecipe: Kind(("export", RETRIEVERS), train_latent),
         SequenceRecipe: Kind(("warmup", "continual", "export"), train_sequences),
         RetrofitRecipe: Kind(("continual", "export"), train_retrofit),
     }
@@ -119,7 +119,7 @@ def _train_further(
             run_stage(run, one, wanted.steps, wanted.resume and checkpoint.exists(wanted.out / one))
 
 
-def train_latent(recipe: LatentRecipe, wanted: Wanted) -> None:
+def train_latent(recipe: MPlusRecipe, wanted: Wanted) -> None:
     """M+'s phases one after the other, then what `--model ADAPTER` loads; the run is kept in the folder around it.
 
     Stage "retrievers": other projectors for the adapter that is trained already, beside it.

@@ -16,13 +16,13 @@ from remanence.errors import InputError
 from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
 from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts
-from remanence.latent.choices import Choice, at_random, attended, by_write, oracle, recent, trained
-from remanence.latent.dropping import POLICIES
-from remanence.latent.modules import LatentModules
-from remanence.latent.reading import PoolPrefix
 from remanence.lm.lm import LM
 from remanence.methods import load as load_method
-from remanence.methods.mplus import MPlus
+from remanence.methods.mplus.dropping import POLICIES
+from remanence.methods.mplus.method import MPlus
+from remanence.methods.mplus.modules import MPlusModules
+from remanence.methods.mplus.prefix import PoolPrefix
+from remanence.methods.mplus.rankers import Choice, at_random, attended, by_write, oracle, recent, trained
 from remanence.provenance import commit, machine
 
 CHOICES = ("writes", "rows", "attended", "recent", "random", "oracle")
@@ -87,11 +87,11 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
     }
 
 
-def _modules(lm: LM, method: MPlus, loss: str) -> LatentModules:
+def _modules(lm: LM, method: MPlus, loss: str) -> MPlusModules:
     modules = method.modules(lm)
     if loss == TRAINED:
         return modules
-    other = LatentModules.beside(lm, method.config.key_width, method.config.pool_rows)
+    other = MPlusModules.beside(lm, method.config.key_width, method.config.pool_rows)
     other.load_retriever(Path(loss))
     return other
 

@@ -17,11 +17,11 @@ from remanence.errors import InputError
 from remanence.eval.run import Bar
 from remanence.eval.streams import check_files, other_texts
 from remanence.generation import read_or_not
-from remanence.latent.pool import Pool
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
 from remanence.methods import load as load_method
-from remanence.methods.mplus import MPlus
+from remanence.methods.mplus.method import MPlus
+from remanence.methods.mplus.pool import Pool
 from remanence.provenance import commit, machine
 
 LEAD_TOKENS, TEXT_TOKENS = 32, 128

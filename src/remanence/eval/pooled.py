@@ -11,13 +11,13 @@ from torch import Tensor
 
 from remanence.eval.streams import Fact
 from remanence.generation import read_or_not
-from remanence.latent.choices import Choice
-from remanence.latent.longterm import LongTerm
-from remanence.latent.pool import Pool
-from remanence.latent.reading import PoolPrefix
 from remanence.lm.decode import decode, pad_left
 from remanence.lm.lm import LM
-from remanence.methods.mplus import MPlus
+from remanence.methods.mplus.longterm import LongTerm
+from remanence.methods.mplus.method import MPlus
+from remanence.methods.mplus.pool import Pool
+from remanence.methods.mplus.prefix import PoolPrefix
+from remanence.methods.mplus.rankers import Choice
 
 WITHOUT = "mplus_without_ltm"
 

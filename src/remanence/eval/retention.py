@@ -23,7 +23,7 @@ from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts
 from remanence.eval.windows import ExplicitReader, TextReader
 from remanence.lm.lm import LM, load
 from remanence.methods import load as load_method
-from remanence.methods.mplus import MPlus
+from remanence.methods.mplus.method import MPlus
 from remanence.provenance import commit, machine
 
 PASSAGE_TOKENS = 128

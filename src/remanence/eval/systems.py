@@ -11,7 +11,7 @@ from remanence.bank import Bank
 from remanence.errors import InputError
 from remanence.eval.tasks.base import Exam, Task
 from remanence.lm.lm import LM
-from remanence.methods.base import Method, Prompt, Reading, Recaller, text_layout
+from remanence.methods.base import MemorySource, Method, Prompt, Reading, text_layout
 from remanence.session import Session
 
 PLAIN = "plain"
@@ -46,7 +46,7 @@ class OwnContext(Method):
         super().__init__(config)
         self.passages = passages
 
-    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         rows = tuple(self._layout(lm, prompt) for prompt in prompts)
         return Reading(rows, None, None, tuple(((0, ()),) for _ in prompts))
 

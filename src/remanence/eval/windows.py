@@ -10,8 +10,8 @@ import torch
 from remanence.bank import Bank
 from remanence.eval.streams import Fact
 from remanence.lm.decode import decode
-from remanence.lm.family import LayerPrefix, capture
 from remanence.lm.lm import LM
+from remanence.lm.proof import LayerPrefix, capture
 from remanence.methods.base import text_layout
 from remanence.session import Session
 from remanence.text.formats import Document

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.lm.cache import roomy_cache
+from remanence.lm.cached_prefix import Resident
 from remanence.lm.lm import LM
-from remanence.lm.resident import Resident
 from remanence.types import Prefix
 
 Refresh = Callable[[list[list[int]]], Prefix | None]

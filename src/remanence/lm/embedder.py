@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.lm import seam
+from remanence.lm import attention
 
 if TYPE_CHECKING:
     from remanence.lm.lm import LM
@@ -69,8 +69,8 @@ class ModelEmbedder:
 
 def mean_hidden(model: torch.nn.Module, ids_BT: Tensor, num_tokens_B: Tensor, layer: int) -> Tensor:
     """Mean (B, C), float32, over each row's first `num_tokens_B` tokens of the input of attention at `layer`."""
-    watch = seam.Watch(frozenset([layer]), stop=True)
-    with contextlib.suppress(seam.Enough):
+    watch = attention.AttentionCapture(frozenset([layer]), stop=True)
+    with contextlib.suppress(attention.StopForward):
         model(ids_BT, use_cache=False, watch=watch)
     hidden_BTC = watch.hidden[layer].float()
     real_BT1 = (torch.arange(ids_BT.shape[1], device=ids_BT.device) < num_tokens_B[:, None])[..., None]

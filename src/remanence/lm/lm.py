@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from remanence.errors import ContextTooLong, InputError
-from remanence.lm import family, hub, lora, published, seam, tiny
+from remanence.lm import attention, hub, lora, proof, published, tiny
 from remanence.lm.embedder import ModelEmbedder
 from remanence.types import KV, Prefix
 
@@ -54,10 +54,10 @@ class LM:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | None = None
     ):
-        self.model = seam.prepare(model)
+        self.model = attention.prepare(model)
         self.tokenizer: Any = tokenizer
         self.name = name
-        self.proof = family.prove(self.model)
+        self.proof = proof.prove(self.model)
         self.embedder = ModelEmbedder.beside(self, folder) if folder else None
         self.settings = _settings(folder) if folder else {}
         self.latent: dict[str, Tensor] | None = None
@@ -76,7 +76,7 @@ class LM:
 
     @cached_property
     def dims(self) -> Dims:
-        config = family.text_config(self.model)
+        config = proof.text_config(self.model)
         heads = config.num_attention_heads
         return Dims(
             num_layers=config.num_hidden_layers,
@@ -166,7 +166,7 @@ class LM:
     def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:
         ids_BT = torch.tensor([ids], device=self.device)
         layers = frozenset(range(self.dims.num_layers))
-        seen = family.capture(self.model, ids_BT, layers, role=self.reads_as)
+        seen = proof.capture(self.model, ids_BT, layers, role=self.reads_as)
         return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
 
     def check_length(self, num_positions: int) -> None:

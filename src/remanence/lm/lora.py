@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from remanence.errors import InputError
-from remanence.lm.seam import attention_modules, layer_of
+from remanence.lm.attention import attention_modules, layer_of
 
 ROLES = ("write", "read")
 TARGETS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remanence.errors import UnsupportedModel
-from remanence.lm import seam
-from remanence.lm.family import capture, text_config
+from remanence.lm import attention
+from remanence.lm.proof import capture, text_config
 
 TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between a moved key and the key computed there, as a part of the largest key; else 1e-4."""
@@ -62,7 +62,7 @@ def move_keys(model: PreTrainedModel, key_LGND: Tensor, layers: Sequence[int], n
 @torch.no_grad()
 def _prove(model: PreTrainedModel) -> dict[int, Turn | None]:
     """For each layer the way that turns keys of a text into keys of the same text `_NUM_POSITIONS` later."""
-    modules = seam.attention_modules(model)
+    modules = attention.attention_modules(model)
     positions_BT = torch.arange(_NUM_TOKENS, device=model.device)[None]
     ids_BT = positions_BT + text_config(model).vocab_size // 4
     here = capture(model, ids_BT, frozenset(modules))

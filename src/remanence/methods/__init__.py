@@ -9,15 +9,15 @@ from typing import Any
 
 from remanence.errors import InputError, suggest
 from remanence.lm.lm import LM
-from remanence.methods.base import Method, Prompt, Reading, Recaller
+from remanence.methods.base import MemorySource, Method, Prompt, Reading
 
-__all__ = ["Method", "Prompt", "Reading", "Recaller", "known", "load"]
+__all__ = ["MemorySource", "Method", "Prompt", "Reading", "known", "load"]
 
 
 def known() -> dict[str, type[Method]]:
-    """Every method in this folder by its name."""
+    """Every method in this folder by its name: one file each, or a package with its method in `method.py`."""
     for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+        importlib.import_module(f"{__name__}.{module.name}{'.method' if module.ispkg else ''}")
     return {cls.name: cls for cls in _subclasses(Method)}
 
 

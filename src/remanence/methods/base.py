@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from remanence.latent.kept import Kept
 from remanence.lm.lm import LM
+from remanence.methods.mplus.history import PoolHistory
 from remanence.types import Chunk, Hit, Memory, Prefix
 
 
@@ -23,7 +23,7 @@ class Prompt:
     question: str = ""
 
 
-class Recaller(Protocol):
+class MemorySource(Protocol):
     """Where a method finds memories; a session makes one for each call."""
 
     def hits(self, query: str, limit: int) -> list[Hit]:
@@ -38,7 +38,7 @@ class Recaller(Protocol):
         """Everything in the bank, oldest first, up to `limit_tokens`."""
         ...
 
-    def pool(self) -> Kept:
+    def pool(self) -> PoolHistory:
         """The latent pool that has read the bank's texts, for methods that read one; the same one for all of a call."""
         ...
 
@@ -79,14 +79,14 @@ class Method(ABC):
         self.config = config
 
     @abstractmethod
-    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         """Memory for a batch of prompts, each of at least one token."""
 
-    def is_about(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> list[bool]:
+    def is_about(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> list[bool]:
         """Whether to read memory at all for each prompt; what memory is not about is answered by the plain model."""
         return [True] * len(prompts)
 
-    def read_again(self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
+    def refresh(self, lm: LM, recall: MemorySource, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
         """`reading` with another `decoding` prefix; `rows` are all tokens so far, nothing for a row that has ended.
 
         Each row's `groups` grow by one that starts at its last token, which is run next. The default changes nothing.
@@ -94,7 +94,7 @@ class Method(ABC):
         return reading
 
     def shares(
-        self, lm: LM, recall: Recaller, reading: Reading, rows: Sequence[Sequence[int]]
+        self, lm: LM, recall: MemorySource, reading: Reading, rows: Sequence[Sequence[int]]
     ) -> list[dict[str, float]]:
         """For each row (prompt and answer), chunk id -> part of the answer's attention that went to its memory.
 
@@ -102,7 +102,7 @@ class Method(ABC):
         """
         return [{} for _ in rows]
 
-    def told(self, recall: Recaller, reading: Reading, shares: Sequence[dict[str, float]]) -> Reading:
+    def told(self, recall: MemorySource, reading: Reading, shares: Sequence[dict[str, float]]) -> Reading:
         """`reading` with its `groups`, for methods that know only afterwards what they read; else as it is."""
         return reading
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from remanence.lm.lm import LM
-from remanence.methods.base import Method, Prompt, Reading, Recaller, text_layout
+from remanence.methods.base import MemorySource, Method, Prompt, Reading, text_layout
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FullContext(Method):
     writes_tensors: ClassVar[bool] = False
     config: FullContextConfig
 
-    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         limit = lm.dims.max_positions - self.config.reserved_tokens
         hits = recall.texts(limit)
         lengths = [len(lm.encode(f" {hit.chunk.text}\n")) for hit in hits]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remanence.lm.lm import LM
-from remanence.methods.base import Method, Prompt, Reading, Recaller, text_layout
+from remanence.methods.base import MemorySource, Method, Prompt, Reading, text_layout
 from remanence.types import Hit
 
 
@@ -28,7 +28,7 @@ class RetrievedText(Method):
     writes_tensors: ClassVar[bool] = False
     config: RetrievedTextConfig
 
-    def read(self, lm: LM, recall: Recaller, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         hits = [self._hits(lm, recall, prompt) for prompt in prompts]
         ids = [
             text_layout(lm, [hit.chunk.text for hit in row], prompt.ids, self.config.prefix_text)
@@ -36,7 +36,7 @@ class RetrievedText(Method):
         ]
         return Reading(tuple(ids), None, None, tuple(((0, row),) for row in hits))
 
-    def _hits(self, lm: LM, recall: Recaller, prompt: Prompt) -> tuple[Hit, ...]:
+    def _hits(self, lm: LM, recall: MemorySource, prompt: Prompt) -> tuple[Hit, ...]:
         short = len(prompt.ids) <= self.config.query_tokens + len(lm.bos)
         words = lm.decode(prompt.ids[-self.config.query_tokens :])
         query = (prompt.question or words) if short else words

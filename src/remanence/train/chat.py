@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from remanence.data.unknown import UNKNOWN
 from remanence.lm.lm import LM
-from remanence.methods.layout import Group
-from remanence.methods.memory3 import Memory3, Memory3Config
+from remanence.methods.memory3.layout import Group
+from remanence.methods.memory3.method import Memory3, Memory3Config
 from remanence.train.chat_rows import ChatBatch, Texts, answers_of, draw_texts, pack_chat, told_texts
 from remanence.train.conversations import Conversation, drawn
 from remanence.train.corpora import Corpora

@@ -10,7 +10,7 @@ import torch
 
 from remanence import methods
 from remanence.errors import InputError
-from remanence.methods.memory3 import Memory3Config
+from remanence.methods.memory3.method import Memory3Config
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.card import write_card
 from remanence.train.chat import ChatRun, dpo, sft

@@ -14,7 +14,7 @@ from remanence.train.batches import Batch, pack
 from remanence.train.corpora import Corpora
 from remanence.train.losses import ANSWER, TEXT
 from remanence.train.recipes.nano import Phase
-from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
+from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe
 from remanence.train.renaming import renamed
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, _squad, book_row, facts_row
@@ -37,7 +37,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class LatentDocument:
+class MPlusDocument:
     chunks: list[list[int]]
     sentences: list[Sentence]
 
@@ -53,8 +53,8 @@ class Sentences:
 
 
 def draw_document(
-    rng: Random, phase: LatentPhase, recipe: LatentRecipe, corpora: Corpora, encoder: Encoder, num_chunks: int
-) -> LatentDocument:
+    rng: Random, phase: MPlusPhase, recipe: MPlusRecipe, corpora: Corpora, encoder: Encoder, num_chunks: int
+) -> MPlusDocument:
     """A document of `num_chunks` chunks; the same draws give the same one."""
     limit = recipe.method["chunk_tokens"]
     if rng.random() < phase.repeat:
@@ -71,7 +71,7 @@ def draw_document(
     row = renamed(rng, row, corpora, encoder.pieces)
     if corpora.paragraphs and num_chunks > 1 and rng.random() < phase.scattered:
         row = _scattered(rng, row, corpora)
-    return LatentDocument([ids[:limit] for ids in encoder(*row.references)], questions(row, encoder))
+    return MPlusDocument([ids[:limit] for ids in encoder(*row.references)], questions(row, encoder))
 
 
 def _scattered(rng: Random, row: Row, corpora: Corpora) -> Row:
@@ -86,7 +86,7 @@ def _scattered(rng: Random, row: Row, corpora: Corpora) -> Row:
 
 def repeated(
     rng: Random, corpora: Corpora, encoder: Encoder, num_chunks: int, limit: int, tokens: int
-) -> LatentDocument:
+) -> MPlusDocument:
     """The first chunks said again after "Repeat:" (authors' code)."""
     texts = corpora.paragraphs or ["no books"]
     chunks = [encoder(rng.choice(texts))[0][: rng.randint(24, limit)] for _ in range(num_chunks)]
@@ -95,14 +95,14 @@ def repeated(
     said = chunks[place][begin : begin + tokens - len(lead)]
     known = min(6, len(said) - 1)  # what is said again must be found first
     kinds = [0] * (len(lead) + known) + [ANSWER] * (len(said) - known)
-    return LatentDocument(chunks, [Sentence([*lead, *said], kinds, place)])
+    return MPlusDocument(chunks, [Sentence([*lead, *said], kinds, place)])
 
 
-def _continued(row: Row, encoder: Encoder, num_chunks: int, limit: int, tokens: int) -> LatentDocument:
+def _continued(row: Row, encoder: Encoder, num_chunks: int, limit: int, tokens: int) -> MPlusDocument:
     ids = encoder(row.plain)[0][:tokens]
     chunks = [ids[:limit] for ids in encoder(*row.references)]
     chunks += [encoder(row.plain)[0][:limit] for _ in range(num_chunks - len(chunks))]
-    return LatentDocument(chunks, [Sentence(ids, [TEXT] * len(ids), None)])
+    return MPlusDocument(chunks, [Sentence(ids, [TEXT] * len(ids), None)])
 
 
 def questions(row: Row, encoder: Encoder) -> list[Sentence]:
@@ -116,7 +116,7 @@ def questions(row: Row, encoder: Encoder) -> list[Sentence]:
 
 
 def gather(
-    rng: Random, documents: Sequence[LatentDocument], most: int, pad: int, tokens: int = SENTENCE_TOKENS
+    rng: Random, documents: Sequence[MPlusDocument], most: int, pad: int, tokens: int = SENTENCE_TOKENS
 ) -> Sentences:
     """At most `most` sentences, at least one of each document that has any; cut at `tokens`."""
     every = [(d, sentence) for d, document in enumerate(documents) for sentence in document.sentences]

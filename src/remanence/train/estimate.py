@@ -9,7 +9,7 @@ from remanence.train.cost import PEAK_FLOPS, MemoryShape, forward_flops, read_fl
 from remanence.train.estimate_further import estimate_further
 from remanence.train.recipes.chat import ChatRecipe
 from remanence.train.recipes.nano import STAGES, Phase, Recipe, Stage
-from remanence.train.recipes.nano_mplus import LatentRecipe
+from remanence.train.recipes.nano_mplus import MPlusRecipe
 from remanence.train.recipes.retrofit import RetrofitRecipe
 from remanence.train.recipes.sequences import SequenceRecipe
 from remanence.train.shapes import Shape
@@ -25,7 +25,7 @@ def estimate(recipe: Any) -> dict[str, Any]:
     Activations are not counted: they depend on kernels and checkpointing. InputError for a recipe whose cost is not
     known.
     """
-    if isinstance(recipe, LatentRecipe | RetrofitRecipe | ChatRecipe):
+    if isinstance(recipe, MPlusRecipe | RetrofitRecipe | ChatRecipe):
         return with_hours(estimate_further(recipe))
     if not isinstance(recipe, Recipe | SequenceRecipe):
         raise InputError(

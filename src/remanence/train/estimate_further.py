@@ -11,7 +11,7 @@ from remanence.lm.lm import BUNDLED
 from remanence.lm.lora import LoraConfig
 from remanence.train.cost import MemoryShape, forward_flops, read_flops, write_flops
 from remanence.train.recipes.chat import ChatRecipe, ChatStage
-from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe
+from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe
 from remanence.train.recipes.retrofit import RetrofitRecipe
 from remanence.train.shapes import SHAPES, Shape
 
@@ -27,13 +27,13 @@ FROZEN = 2
 """Passes that a forward and a backward pass cost where weights get no gradient: their inputs alone do."""
 
 
-def estimate_further(recipe: LatentRecipe | RetrofitRecipe | ChatRecipe) -> dict[str, Any]:
+def estimate_further(recipe: MPlusRecipe | RetrofitRecipe | ChatRecipe) -> dict[str, Any]:
     """Parameters of the base, those that are trained, and of every stage its steps, tokens (at most) and FLOPs.
 
     One process holds all of it, and many are refused. `host_bytes`: long-term memory, beside the device.
     """
     shape = shape_of(recipe.base)
-    if isinstance(recipe, LatentRecipe):
+    if isinstance(recipe, MPlusRecipe):
         trained, stages = _latent_parameters(shape, recipe), {recipe.stage: _latent_stage(shape, recipe)}
         C, low = shape.width, _low(recipe)
         held = shape.num_layers * C * 2 * 4 * recipe.method["write_rows"] * recipe.method["pool_blocks"]
@@ -63,7 +63,7 @@ def _told(shape: Shape, trained: int, stages: dict[str, Any], num_bytes: int) ->
     }
 
 
-def _low(recipe: LatentRecipe | RetrofitRecipe | ChatRecipe) -> int:
+def _low(recipe: MPlusRecipe | RetrofitRecipe | ChatRecipe) -> int:
     return 2 if recipe.dtype == "bfloat16" else 4
 
 
@@ -101,18 +101,18 @@ def lora_parameters(shape: Shape, lora: LoraConfig) -> int:
     return shape.num_layers * lora.rank * sum(sides.get(target, 0) for target in lora.targets)
 
 
-def _latent_parameters(shape: Shape, recipe: LatentRecipe) -> int:
+def _latent_parameters(shape: Shape, recipe: MPlusRecipe) -> int:
     """Two roles, three projectors a layer, first vectors and the mark."""
     C, E = shape.width, recipe.method["key_width"]
     return 2 * lora_parameters(shape, recipe.lora) + shape.num_layers * (3 * (2 * E * C + 2 * E * E) + C) + C
 
 
-def _latent_stage(shape: Shape, recipe: LatentRecipe) -> dict[str, float]:
+def _latent_stage(shape: Shape, recipe: MPlusRecipe) -> dict[str, float]:
     found = [_latent_phase(shape, recipe, phase) for phase in recipe.stages]
     return {name: sum(phase[name] for phase in found) for name in ("steps", "tokens", "flops")}
 
 
-def _latent_phase(shape: Shape, recipe: LatentRecipe, phase: LatentPhase) -> dict[str, float]:
+def _latent_phase(shape: Shape, recipe: MPlusRecipe, phase: MPlusPhase) -> dict[str, float]:
     """At most: every chunk that is written and every sentence that is read is as long as it may be."""
     chunk, sentence = recipe.method["chunk_tokens"], recipe.sentence_tokens
     writes = (1 - phase.revisit) * (1 - phase.full)
@@ -126,7 +126,7 @@ def _latent_phase(shape: Shape, recipe: LatentRecipe, phase: LatentPhase) -> dic
     return {"steps": phase.num_steps, "tokens": phase.num_steps * (written + read), "flops": phase.num_steps * flops}
 
 
-def _chunks(recipe: LatentRecipe, phase: LatentPhase) -> float:
+def _chunks(recipe: MPlusRecipe, phase: MPlusPhase) -> float:
     """Of a document on average; of one of a stream as many as its tokens fill, one where it is read alone."""
     low, high = phase.chunks
     found, rest = 0.0, 1.0
@@ -138,7 +138,7 @@ def _chunks(recipe: LatentRecipe, phase: LatentPhase) -> float:
     return found + max(0.0, rest) * (low + high) / 2
 
 
-def _prefix_flops(shape: Shape, recipe: LatentRecipe, num_tokens: int) -> float:
+def _prefix_flops(shape: Shape, recipe: MPlusRecipe, num_tokens: int) -> float:
     """Keys and values of the rows that are read, once a step, and attention to them, in every layer."""
     rows = recipe.method["write_rows"] * (recipe.method["pool_blocks"] + recipe.method["long_blocks"])
     made = 2 * shape.width * shape.num_kv_heads * shape.head_dim * rows

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from remanence.lm.seam import Seen
+from remanence.lm.attention import AttentionRecord
 from remanence.types import ExplicitMemory
 
 SOFTNESS = 0.4
@@ -170,7 +170,7 @@ def _places(wanted: list[int], text: list[int]) -> list[int]:
 
 
 def looking_loss(
-    shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, hints: Hints
+    shown: AttentionRecord, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, hints: Hints
 ) -> Tensor:
     """loss_Q of tokens to be copied that some head has kept: where to look, and where not.
 
@@ -191,7 +191,7 @@ def looking_loss(
 
 
 def pointing_loss(
-    shown: Seen, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, after: After
+    shown: AttentionRecord, at: int, memories: Sequence[Sequence[ExplicitMemory]], num_lead: int, after: After
 ) -> Tensor:
     """loss_Q: -log(attention of a question on the words after its answer, mean over heads), where a head kept them.
 
@@ -208,7 +208,7 @@ def pointing_loss(
 
 
 def _memory_columns(
-    shown: Seen,
+    shown: AttentionRecord,
     at: int,
     memories: Sequence[Sequence[ExplicitMemory]],
     num_lead: int,
@@ -227,7 +227,7 @@ def _mass(share_QHS: Tensor, target_QGS: Tensor) -> Tensor:
     return (share_QHS * target_QGS.repeat_interleave(groups, 1)).sum(-1)
 
 
-def attention_of(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
+def attention_of(shown: AttentionRecord, row_Q: Tensor, position_Q: Tensor) -> Tensor:
     """share_QHS of single query tokens, float32; the chosen queries of a row are scored together."""
     B, H, T, D = shown.query_BHTD.shape
     S, groups = shown.key_BGSD.shape[2], H // shown.key_BGSD.shape[1]
@@ -244,7 +244,7 @@ def attention_of(shown: Seen, row_Q: Tensor, position_Q: Tensor) -> Tensor:
     return score_BHKS.masked_fill(~seen_BKS[:, None], -torch.inf).softmax(-1)[row_Q, :, slot_Q]
 
 
-def gathering_loss(layers: Sequence[Seen], shared: Shared, num_lead: int = 0) -> Tensor:
+def gathering_loss(layers: Sequence[AttentionRecord], shared: Shared, num_lead: int = 0) -> Tensor:
     """loss_F: -log(attention on the shared words, mean over the heads of all `layers`).
 
     `num_lead`: tokens in front of each row that `shared` does not count. Columns before those are memory.

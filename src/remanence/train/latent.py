@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remanence.latent.pool import Pool
-from remanence.lm import seam
-from remanence.train.documents import LatentDocument, gather, questions
-from remanence.train.latent_run import LatentRun, restore, state
+from remanence.lm import attention
+from remanence.methods.mplus.pool import Pool
+from remanence.train.documents import MPlusDocument, gather, questions
+from remanence.train.latent_run import MPlusRun, restore, state
 from remanence.train.latent_tasks import read_sentences, step_loss
 from remanence.train.loop import Task
 from remanence.train.losses import targets
 from remanence.train.model import cast
 from remanence.train.recipes.nano import Phase
-from remanence.train.recipes.nano_mplus import LatentPhase
+from remanence.train.recipes.nano_mplus import MPlusPhase
 from remanence.train.rows import facts_row
 from remanence.train.samples import from_pool, samples_every
 from remanence.train.schedule import rate_at
 from remanence.train.shares import memory_shares
 
 
-def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPhase]:
+def phase_of(stages: tuple[MPlusPhase, ...], step: int) -> tuple[int, MPlusPhase]:
     for number, phase in enumerate(stages):
         if step < phase.num_steps:
             return number, phase
@@ -34,7 +34,7 @@ def phase_of(stages: tuple[LatentPhase, ...], step: int) -> tuple[int, LatentPha
     return len(stages) - 1, stages[-1]
 
 
-def latent(run: LatentRun, num_steps: int) -> Task:
+def latent(run: MPlusRun, num_steps: int) -> Task:
     """The task of M+: `num_steps` is what the learning rate falls towards."""
     run.lm.model.train()
     recipe = run.recipe
@@ -68,7 +68,7 @@ def latent(run: LatentRun, num_steps: int) -> Task:
 
 
 @torch.no_grad()
-def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
+def evaluate(run: MPlusRun, rows: int = 24) -> dict[str, float]:
     """Exact match on held-out facts: right after each was written, and after all of them and twice as many texts.
 
     `share_*`: then, where answers are read, the attention on the pool and on what was found in long-term memory.
@@ -79,7 +79,7 @@ def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
     while len(documents) < rows:
         row = facts_row(rng, Phase(0, 1, 0, (1, 1), 3), "heldout")
         documents.append(
-            LatentDocument([ids[:limit] for ids in run.encoder(*row.references)], questions(row, run.encoder))
+            MPlusDocument([ids[:limit] for ids in run.encoder(*row.references)], questions(row, run.encoder))
         )
     start = replace(run.method.fresh(run.lm), row_LNC=run.pool.row_LNC)
     pool, alone = start, []
@@ -92,7 +92,7 @@ def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
     found = {}
     for name, pools in (("fresh", [alone[d] for d in sentences.of_Q.tolist()]), ("later", [pool])):
         prefix: Any = run.method.prefix(run.lm, pools, sentences.asked_QT.long())
-        watch = seam.Watch(frozenset(range(run.lm.dims.num_layers)))
+        watch = attention.AttentionCapture(frozenset(range(run.lm.dims.num_layers)))
         losses, token, whole = read_sentences(run, prefix, sentences, watch)
         found |= {f"{name}_exact": round(whole, 3), f"{name}_token": round(token, 3)}
         found |= {f"{name}_loss": round(losses.answer.item(), 3)}
@@ -101,6 +101,6 @@ def evaluate(run: LatentRun, rows: int = 24) -> dict[str, float]:
     return found | memory_shares(watch.seen, sentences.batch.ids_BT.shape[1], 1, asked_N)
 
 
-def _added(run: LatentRun, pool: Pool, ids: list[int]) -> Pool:
+def _added(run: MPlusRun, pool: Pool, ids: list[int]) -> Pool:
     with cast(run.lm.device, run.recipe):
         return run.method.add(run.lm, pool, ids)

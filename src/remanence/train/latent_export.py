@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from remanence.lm.lm import LATENT, SETTINGS
 from remanence.lm.lora import ROLES, save_adapter
 from remanence.train.card import write_card
-from remanence.train.latent_run import LatentRun
+from remanence.train.latent_run import MPlusRun
 
 
-def export_latent(run: LatentRun, folder: Path, base: str) -> int:
+def export_latent(run: MPlusRun, folder: Path, base: str) -> int:
     """Both adapters, projectors, first vectors and a first pool in bfloat16; returns the bytes of all files."""
     for role in ROLES:
         save_adapter(run.lm.model, role, folder / role, run.recipe.lora, base, torch.bfloat16)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from remanence.lm.seam import Seen
-from remanence.train.documents import LatentDocument, Sentences
+from remanence.lm.attention import AttentionRecord
+from remanence.train.documents import MPlusDocument, Sentences
 from remanence.train.hints import attention_of, find_answers
 from remanence.train.live import LivePrefix
 from remanence.train.losses import ANSWER
@@ -28,7 +28,7 @@ class Looks:
     at_F: Tensor
 
 
-def find_rows(documents: Sequence[LatentDocument], sentences: Sentences, K: int) -> Looks:
+def find_rows(documents: Sequence[MPlusDocument], sentences: Sentences, K: int) -> Looks:
     """`write_F` counts chunks of all documents, one after the other."""
     per = len(documents[0].chunks)
     pairs = list(zip(sentences.of_Q.tolist(), sentences.place_Q.tolist(), strict=True))
@@ -42,7 +42,7 @@ def find_rows(documents: Sequence[LatentDocument], sentences: Sentences, K: int)
     return Looks(found.row_Q[has_F], found.position_Q[has_F], write_Q[found.row_Q][has_F], at_F[has_F])
 
 
-def looked_at(shown: Seen, layer: int, prefix: LivePrefix, looks: Looks, place_W: Tensor) -> Tensor:
+def looked_at(shown: AttentionRecord, layer: int, prefix: LivePrefix, looks: Looks, place_W: Tensor) -> Tensor:
     """mass_FH: attention of every head on the row, for those F whose row the question has read at all."""
     column_F = _columns(layer, prefix, looks, place_W, shown)
     read_F = column_F >= 0
@@ -51,7 +51,7 @@ def looked_at(shown: Seen, layer: int, prefix: LivePrefix, looks: Looks, place_W
     return share_FHS.gather(2, index_FH1).squeeze(2)
 
 
-def _columns(layer: int, prefix: LivePrefix, looks: Looks, place_W: Tensor, shown: Seen) -> Tensor:
+def _columns(layer: int, prefix: LivePrefix, looks: Looks, place_W: Tensor, shown: AttentionRecord) -> Tensor:
     """Where the rows stand among what attention sees; -1 for those that were not read."""
     K = prefix.method.config.write_rows
     if prefix.own_DLRC is not None:
@@ -64,7 +64,7 @@ def _columns(layer: int, prefix: LivePrefix, looks: Looks, place_W: Tensor, show
 
 
 def row_loss(
-    seen: dict[int, Seen], prefix: LivePrefix, looks: Looks, place_W: Tensor
+    seen: dict[int, AttentionRecord], prefix: LivePrefix, looks: Looks, place_W: Tensor
 ) -> tuple[Tensor, dict[int, float]]:
     """Mean over layers of -log(attention on the row, mean over heads), and that attention by layer."""
     losses, masses = [], {}

@@ -8,34 +8,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from remanence.latent.pool import Pool
-from remanence.latent.snapshot import parts_of, pool_of
 from remanence.lm.lm import LM
 from remanence.lm.lora import role_parameters
-from remanence.methods.mplus import MPlus
+from remanence.methods.mplus.method import MPlus
+from remanence.methods.mplus.pool import Pool
+from remanence.methods.mplus.pool_file import parts_of, pool_of
 from remanence.train.corpora import Corpora
-from remanence.train.documents import LatentDocument, Sentence
+from remanence.train.documents import MPlusDocument, Sentence
 from remanence.train.loop import Run
 from remanence.train.optimizer import Group
-from remanence.train.recipes.nano_mplus import LatentRecipe
+from remanence.train.recipes.nano_mplus import MPlusRecipe
 from remanence.train.rows import Encoder
 
 
 @dataclass(kw_only=True)
-class LatentRun(Run):
+class MPlusRun(Run):
     """A run: the model with its roles, and the pool that it writes to.
 
     `cached`: documents of earlier steps, with the number of each one's first write; `past`: rows of earlier writes,
     and which of them are text.
     """
 
-    recipe: LatentRecipe
+    recipe: MPlusRecipe
     lm: LM
     method: MPlus
     encoder: Encoder
     corpora: Corpora
     pool: Pool
-    cached: list[tuple[list[LatentDocument], list[int]]] = field(default_factory=list)
+    cached: list[tuple[list[MPlusDocument], list[int]]] = field(default_factory=list)
     past: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -46,7 +46,7 @@ def trained_parameters(lm: LM, method: MPlus) -> dict[str, nn.Parameter]:
     return found | {f"latent.{name}": p for name, p in method.modules(lm).named_parameters()}
 
 
-def groups(trained: dict[str, nn.Parameter], recipe: LatentRecipe) -> list[Group]:
+def groups(trained: dict[str, nn.Parameter], recipe: MPlusRecipe) -> list[Group]:
     """Everything else, and the projectors, which have a learning rate of their own (authors' code)."""
     kinds = (".query.", ".key.", ".encoder_query.")
     projectors = tuple(name for name in trained if any(kind in name for kind in kinds))
@@ -58,7 +58,7 @@ def groups(trained: dict[str, nn.Parameter], recipe: LatentRecipe) -> list[Group
     ]
 
 
-def state(run: LatentRun) -> tuple[dict[str, Tensor], Any]:
+def state(run: MPlusRun) -> tuple[dict[str, Tensor], Any]:
     """The pool with its long-term memory, the rows and the documents that later steps ask for."""
     tensors, numbers = parts_of(run.pool)
     found = {f"pool/{name}": tensor for name, tensor in tensors.items()}
@@ -68,7 +68,7 @@ def state(run: LatentRun) -> tuple[dict[str, Tensor], Any]:
     return found, {"pool": numbers, "past": len(run.past), "cached": cached}
 
 
-def restore(run: LatentRun, tensors: Mapping[str, Tensor], values: Any) -> None:
+def restore(run: MPlusRun, tensors: Mapping[str, Tensor], values: Any) -> None:
     lead = "pool/"
     parts = {name.removeprefix(lead): tensor for name, tensor in tensors.items() if name.startswith(lead)}
     run.pool = pool_of(parts, values["pool"], run.pool)
@@ -76,5 +76,5 @@ def restore(run: LatentRun, tensors: Mapping[str, Tensor], values: Any) -> None:
     run.cached = [([_document(told) for told in documents], when) for documents, when in values["cached"]]
 
 
-def _document(told: dict[str, Any]) -> LatentDocument:
-    return LatentDocument(told["chunks"], [Sentence(**sentence) for sentence in told["sentences"]])
+def _document(told: dict[str, Any]) -> MPlusDocument:
+    return MPlusDocument(told["chunks"], [Sentence(**sentence) for sentence in told["sentences"]])

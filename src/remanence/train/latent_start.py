@@ -10,20 +10,20 @@ import torch
 from remanence.errors import InputError
 from remanence.lm.lm import LM, load
 from remanence.lm.lora import add_roles, role_parameters
-from remanence.methods.mplus import MPlus, MPlusConfig
+from remanence.methods.mplus.method import MPlus, MPlusConfig
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.corpora import load_or_skip
-from remanence.train.latent_run import LatentRun, groups, restore, trained_parameters
+from remanence.train.latent_run import MPlusRun, groups, restore, trained_parameters
 from remanence.train.model import use_fast_attention
 from remanence.train.optimizer import Optimizer
 from remanence.train.projector_start import match_words
-from remanence.train.recipes.nano_mplus import LatentRecipe
+from remanence.train.recipes.nano_mplus import MPlusRecipe
 from remanence.train.rows import Encoder
 
 
 def start_latent_run(
-    recipe: LatentRecipe, base: str, data: Path | None, folder: Path, *, skip_damaged: bool = False
-) -> LatentRun:
+    recipe: MPlusRecipe, base: str, data: Path | None, folder: Path, *, skip_damaged: bool = False
+) -> MPlusRun:
     """A run at step 0. The base's weights stay as they are, in the recipe's type; what is trained is float32."""
     parallel.start()
     if parallel.size() > 1:
@@ -41,7 +41,7 @@ def start_latent_run(
     pool = method.fresh(lm, recipe.seed)
     pool_LNC = torch.randn_like(pool.row_LNC, dtype=torch.float32) * 0.5
     pool = replace(pool, row_LNC=pool_LNC)
-    run = LatentRun(
+    run = MPlusRun(
         folder,
         optimizer,
         recipe.guard,
@@ -58,7 +58,7 @@ def start_latent_run(
     return run
 
 
-def begin_after(run: LatentRun, stage: str) -> None:
+def begin_after(run: MPlusRun, stage: str) -> None:
     """With what another stage in the run's folder has ended with: weights, pool, long-term memory, documents.
 
     Of a larger pool the newest rows stay (inferred: the paper's third stage has ten blocks fewer).
@@ -77,7 +77,7 @@ def begin_after(run: LatentRun, stage: str) -> None:
     run.pool = replace(run.pool, row_LNC=run.pool.row_LNC[:, -rows:], born_LN=run.pool.born_LN[:, -rows:])
 
 
-def _prepared(recipe: LatentRecipe, base: str) -> LM:
+def _prepared(recipe: MPlusRecipe, base: str) -> LM:
     lm = load(base)
     for parameter in lm.model.parameters():
         parameter.requires_grad_(False)

@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from remanence.data.facts import distractor_passages
-from remanence.latent.retriever import balanced_loss, contrastive_loss
-from remanence.lm import seam
-from remanence.train.documents import LatentDocument, Sentence, Sentences, draw_document, gather
+from remanence.lm import attention
+from remanence.methods.mplus.retriever import balanced_loss, contrastive_loss
+from remanence.train.documents import MPlusDocument, Sentence, Sentences, draw_document, gather
 from remanence.train.latent_hints import find_rows, row_loss
-from remanence.train.latent_run import LatentRun
+from remanence.train.latent_run import MPlusRun
 from remanence.train.live import LivePrefix, Writes
 from remanence.train.losses import TEXT, Losses, answer_losses, exact_answers, targets
 from remanence.train.model import cast, logits_at
-from remanence.train.recipes.nano_mplus import LatentPhase
+from remanence.train.recipes.nano_mplus import MPlusPhase
 from remanence.train.streams import alone, draw_streams, survivors
 
 REMEMBERED_WRITES = 96
 
 
-def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, int]:
+def step_loss(run: MPlusRun, phase: MPlusPhase, rng: Random) -> tuple[Tensor, int]:
     """One task by the phase's chances, and its tokens; what was written goes into the pool, without gradient.
 
     `revisit` is drawn before `full`, which has its chance of the steps that are left. One pool takes the documents of
@@ -54,11 +54,11 @@ def step_loss(run: LatentRun, phase: LatentPhase, rng: Random) -> tuple[Tensor, 
     return loss, num_written + sentences.batch.ids_BT.numel()
 
 
-def _gathered(run: LatentRun, rng: Random, documents: list[LatentDocument]) -> Sentences:
+def _gathered(run: MPlusRun, rng: Random, documents: list[MPlusDocument]) -> Sentences:
     return gather(rng, documents, run.recipe.max_questions, run.encoder.pad, run.recipe.sentence_tokens)
 
 
-def write(run: LatentRun, documents: list[LatentDocument]) -> Tensor:
+def write(run: MPlusRun, documents: list[MPlusDocument]) -> Tensor:
     """row_DLRC of all chunks, in order; each chunk is given the rows of the one before, the first the pool's last."""
     K = run.method.config.write_rows
     last_DLKC = run.pool.row_LNC[:, -K:].expand(len(documents), -1, -1, -1)
@@ -75,15 +75,15 @@ def write(run: LatentRun, documents: list[LatentDocument]) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def is_text(documents: list[LatentDocument], K: int) -> Tensor:
+def is_text(documents: list[MPlusDocument], K: int) -> Tensor:
     """seen_DR: False for rows that a short chunk took over from the pool."""
     return torch.tensor([[at >= K - len(chunk) for chunk in doc.chunks for at in range(K)] for doc in documents])
 
 
 def _read(
-    run: LatentRun,
+    run: MPlusRun,
     rng: Random,
-    documents: list[LatentDocument],
+    documents: list[MPlusDocument],
     sentences: Sentences,
     row_DLRC: Tensor,
     where: str,
@@ -123,7 +123,7 @@ def _read(
         recipe.detached,
     )
     is_whole = own_DLRC.shape == row_DLRC.shape  # else rows are not where hints look for them
-    watch = seam.Watch(frozenset(recipe.look_layers if is_whole else ()))
+    watch = attention.AttentionCapture(frozenset(recipe.look_layers if is_whole else ()))
     losses, _, whole = read_sentences(run, prefix, sentences, watch)
     reader = _retriever_loss(run, prefix, wanted_QG[asks_Q], asks_Q)
     look, masses = row_loss(watch.seen, prefix, find_rows(documents, sentences, config.write_rows), place_W)
@@ -133,7 +133,7 @@ def _read(
     return total + recipe.writer_weight * _writer_loss(run, own_DLRC) if recipe.writer_weight else total
 
 
-def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> tuple[Writes, Tensor]:
+def _with_past(run: MPlusRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -> tuple[Writes, Tensor]:
     """The step's own writes among those of earlier steps, in any order: a fact may be older than all else.
 
     `place_W`: where the step's own are.
@@ -154,7 +154,7 @@ def _with_past(run: LatentRun, rng: Random, row_DLRC: Tensor, seen_DR: Tensor) -
 
 
 def read_sentences(
-    run: LatentRun, prefix: LivePrefix, sentences: Sentences, watch: seam.Watch | None = None
+    run: MPlusRun, prefix: LivePrefix, sentences: Sentences, watch: attention.AttentionCapture | None = None
 ) -> tuple[Losses, float, float]:
     """Losses and the shares of answer tokens and of whole answers that are right; every fourth token of text counts."""
     batch, model = sentences.batch, run.lm.model
@@ -172,7 +172,7 @@ def read_sentences(
     return losses, token, whole
 
 
-def _retriever_loss(run: LatentRun, prefix: LivePrefix, wanted_QG: Tensor, asks_Q: Tensor) -> Tensor:
+def _retriever_loss(run: MPlusRun, prefix: LivePrefix, wanted_QG: Tensor, asks_Q: Tensor) -> Tensor:
     """Mean over layers of the loss of questions that ask for a write; counts how many find it."""
     if not prefix.score or not asks_Q.any():
         return run.method.modules(run.lm).bos_LC.sum() * 0.0
@@ -191,7 +191,7 @@ def _retriever_loss(run: LatentRun, prefix: LivePrefix, wanted_QG: Tensor, asks_
     return torch.stack(losses).mean()
 
 
-def _writer_loss(run: LatentRun, row_DLRC: Tensor) -> Tensor:
+def _writer_loss(run: MPlusRun, row_DLRC: Tensor) -> Tensor:
     """The writer's retriever (the authors' code): rows of the same document against the pool's, projectors alone."""
     R = row_DLRC.shape[2]
     rows = torch.cat([run.pool.row_LNC[None].expand(1, -1, -1, -1), row_DLRC[:1].detach().to(run.pool.row_LNC)], dim=2)
@@ -202,7 +202,7 @@ def _writer_loss(run: LatentRun, row_DLRC: Tensor) -> Tensor:
     return balanced_loss(score_BLN.float(), is_own)
 
 
-def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> None:
+def _keep(run: MPlusRun, documents: list[MPlusDocument], row_DLRC: Tensor) -> None:
     """Every chunk's rows enter the pool one after the other, with what drops out going to long-term memory."""
     K, when = run.method.config.write_rows, []
     for document, row_LRC in zip(documents, row_DLRC, strict=True):
@@ -214,7 +214,7 @@ def _keep(run: LatentRun, documents: list[LatentDocument], row_DLRC: Tensor) -> 
     run.cached = [*run.cached[-1:], (documents, when)]  # older ones are not among what `_remembered` reads
 
 
-def _plain(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
+def _plain(run: MPlusRun, rng: Random) -> tuple[Tensor, int]:
     """Running text read with the pool as it is, and half the time long-term rows: as the base model reads it alone.
 
     The authors teach it with the next token; here the base's own predictions are the target, since a
@@ -246,7 +246,7 @@ def _plain(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
     return recipe.plain_weight * loss, ids_BT.numel()
 
 
-def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
+def _running_text(run: MPlusRun, rng: Random, count: int = 16) -> Sentences:
     """Stretches of books, or of the generator's passages where there are none."""
     texts = run.corpora.paragraphs or distractor_passages(64, rng.randrange(1000))
     rows = []
@@ -254,11 +254,11 @@ def _running_text(run: LatentRun, rng: Random, count: int = 16) -> Sentences:
         ids = run.encoder(rng.choice(texts))[0]
         begin = rng.randrange(max(1, len(ids) - run.recipe.sentence_tokens))
         rows.append(ids[begin : begin + run.recipe.sentence_tokens])
-    documents = [LatentDocument([], [Sentence(ids, [TEXT] * len(ids), None)]) for ids in rows]
+    documents = [MPlusDocument([], [Sentence(ids, [TEXT] * len(ids), None)]) for ids in rows]
     return gather(rng, documents, count, run.encoder.pad, run.recipe.sentence_tokens)
 
 
-def _revisit(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
+def _revisit(run: MPlusRun, rng: Random) -> tuple[Tensor, int]:
     """Questions about documents of an earlier step, whose rows are in the pool and in long-term memory by now.
 
     Here alone the real long-term memory is read, and of it the last `REMEMBERED_WRITES` (not the paper's: all). A
@@ -291,7 +291,7 @@ def _revisit(run: LatentRun, rng: Random) -> tuple[Tensor, int]:
     return loss, sentences.batch.ids_BT.numel()
 
 
-def _remembered(run: LatentRun) -> tuple[int, Writes]:
+def _remembered(run: MPlusRun) -> tuple[int, Writes]:
     """The newest writes of the real long-term memory, each layer with the rows that it has dropped; and their first."""
     blocks, K = run.pool.long.blocks, run.method.config.write_rows
     L, M, C = run.lm.dims.num_layers, blocks.num_rows, run.lm.dims.width

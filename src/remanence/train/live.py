@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from remanence.latent.retriever import write_scores
+from remanence.lm.hidden_states import norm_of, rows_to_kv
 from remanence.lm.lm import LM
-from remanence.lm.rows import norm_of, rows_to_kv
-from remanence.methods.mplus import MPlus
+from remanence.methods.mplus.method import MPlus
+from remanence.methods.mplus.retriever import write_scores
 from remanence.types import KV
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remanence.lm import seam
+from remanence.lm import attention
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Group, Memory3, Memory3Config, Written, paper
+from remanence.methods.memory3.method import Group, Memory3, Memory3Config, Written, paper
 from remanence.train.batches import TEXT_TOKENS, Batch, pack, plain_batch, plain_row, with_questions
 from remanence.train.hints import Hints, find_answers, gathering_loss, keeping_loss, looking_loss, pointing_loss
 from remanence.train.loop import Task
@@ -86,7 +86,7 @@ def read_memories(
     batch: MemoryBatch,
     index_N: Tensor,
     hint: bool = False,
-    watch: seam.Watch | None = None,
+    watch: attention.AttentionCapture | None = None,
 ) -> tuple[Tensor, Tensor]:
     """logits_NV at chosen positions and, with `hint`, the losses of all hints (else 0).
 
@@ -106,7 +106,7 @@ def read_memories(
     last = config.memory_layers[-1]
     model: Any = lm.model
     if hint or watch is None:
-        watch = seam.Watch(frozenset(config.memory_layers) if hint else frozenset())
+        watch = attention.AttentionCapture(frozenset(config.memory_layers) if hint else frozenset())
     hidden_BTC = model.model(
         batch.ids_BT, position_ids=positions_BT, use_cache=False, memory=prefix, watch=watch
     ).last_hidden_state
@@ -245,9 +245,9 @@ def configured(lm: LM, slots: int | None) -> Memory3Config:
     return replace(paper(lm), kept_tokens=slots)
 
 
-def watching(lm: LM) -> seam.Watch:
+def watching(lm: LM) -> attention.AttentionCapture:
     """Shows what the memory layers attend to."""
-    return seam.Watch(frozenset(paper(lm).memory_layers))
+    return attention.AttentionCapture(frozenset(paper(lm).memory_layers))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from remanence.lm import seam
+from remanence.lm import attention
 from remanence.train.shapes import Shape
 
 FAST = "remanence_fast"
@@ -72,7 +72,7 @@ def use_fast_attention(model: Any) -> None:
     """
     AttentionInterface.register(FAST, _attend)
     AttentionMaskInterface.register(FAST, sdpa_mask)
-    seam._register(FAST)
+    attention._register(FAST)
     prepared = model.config._attn_implementation.startswith("memory|")
     model.set_attn_implementation(f"memory|{FAST}" if prepared else FAST)
 

@@ -9,13 +9,13 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from remanence.lm import seam
-from remanence.lm.rows import norm_of
-from remanence.train.documents import LatentDocument, Sentences, draw_document, gather
-from remanence.train.latent_run import LatentRun
+from remanence.lm import attention
+from remanence.lm.hidden_states import norm_of
+from remanence.train.documents import MPlusDocument, Sentences, draw_document, gather
+from remanence.train.latent_run import MPlusRun
 from remanence.train.latent_tasks import is_text, write
 from remanence.train.model import cast
-from remanence.train.recipes.nano_mplus import LatentPhase
+from remanence.train.recipes.nano_mplus import MPlusPhase
 
 RIDGE = 0.01
 """Of the mean variance, added to all: directions that hardly vary are not blown up."""
@@ -37,7 +37,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def match_words(run: LatentRun, num_documents: int) -> None:
+def match_words(run: MPlusRun, num_documents: int) -> None:
     """Sets all projectors so that a question's rare words find their rows: canonical correlation of the two sides.
 
     Under maps drawn at random every q · k is large and alike, since normed hidden states share one direction; all
@@ -107,9 +107,9 @@ def _set_linear(projector: nn.Module, map_EC: Tensor) -> None:
     narrow.weight.copy_(torch.cat([torch.eye(len(map_EC)), -torch.eye(len(map_EC))], dim=1))
 
 
-def _pairs(run: LatentRun, num_documents: int) -> list[Pairs]:
-    rng, phase = Random(f"{run.recipe.seed} words"), LatentPhase(1, full=0.0, repeat=0.0, books=0.0, squad=0.2)
-    documents: list[LatentDocument] = []
+def _pairs(run: MPlusRun, num_documents: int) -> list[Pairs]:
+    rng, phase = Random(f"{run.recipe.seed} words"), MPlusPhase(1, full=0.0, repeat=0.0, books=0.0, squad=0.2)
+    documents: list[MPlusDocument] = []
     while len(documents) < num_documents:
         document = draw_document(rng, phase, run.recipe, run.corpora, run.encoder, 1)
         if document.sentences and document.sentences[0].place is not None:
@@ -124,14 +124,14 @@ def _pairs(run: LatentRun, num_documents: int) -> list[Pairs]:
 
 
 def _add(
-    run: LatentRun,
-    documents: list[LatentDocument],
+    run: MPlusRun,
+    documents: list[MPlusDocument],
     sentences: Sentences,
     rarity: dict[int, Tensor],
     layers: list[Pairs],
 ) -> None:
     config, ids_BT, L = run.method.config, sentences.batch.ids_BT, run.lm.dims.num_layers
-    K, watch = config.write_rows, seam.Watch(frozenset(range(L)))
+    K, watch = config.write_rows, attention.AttentionCapture(frozenset(range(L)))
     positions_BT = 1 + config.long_slots + config.pool_rows + torch.arange(ids_BT.shape[1])[None]
     with cast(run.lm.device, run.recipe):
         row_DLRC = write(run, documents)

@@ -10,22 +10,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from remanence.latent.retriever import balanced_loss, contrastive_loss, scores, write_scores
-from remanence.lm import seam
-from remanence.lm.rows import norm_of
-from remanence.train.documents import LatentDocument, draw_document, gather
-from remanence.train.latent_run import LatentRun
+from remanence.lm import attention
+from remanence.lm.hidden_states import norm_of
+from remanence.methods.mplus.retriever import balanced_loss, contrastive_loss, scores, write_scores
+from remanence.train.documents import MPlusDocument, draw_document, gather
+from remanence.train.latent_run import MPlusRun
 from remanence.train.latent_tasks import is_text, write
 from remanence.train.model import cast
 from remanence.train.projector_start import match_words
-from remanence.train.recipes.nano_mplus import LatentPhase
+from remanence.train.recipes.nano_mplus import MPlusPhase
 
 Loss = Literal["start", "balanced", "contrastive"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 DOCUMENTS, STEPS = 32, 150
 
 
-def train_retriever(run: LatentRun, loss: Loss, num_steps: int, file: Path) -> None:
+def train_retriever(run: MPlusRun, loss: Loss, num_steps: int, file: Path) -> None:
     """Writes projectors for queries and keys to `file`; the model and its adapters stay as they are.
 
     "start": the closed form and no step. "balanced": the paper's loss over the scores of single rows. "contrastive":
@@ -48,16 +48,16 @@ def train_retriever(run: LatentRun, loss: Loss, num_steps: int, file: Path) -> N
     save_file(found, file, metadata={"format": "pt"})
 
 
-def _step_loss(run: LatentRun, loss: Loss, rng: Random) -> Tensor:
-    phase = LatentPhase(1, full=0.0, repeat=0.0, books=0.0, squad=0.15)
-    documents: list[LatentDocument] = []
+def _step_loss(run: MPlusRun, loss: Loss, rng: Random) -> Tensor:
+    phase = MPlusPhase(1, full=0.0, repeat=0.0, books=0.0, squad=0.15)
+    documents: list[MPlusDocument] = []
     while len(documents) < DOCUMENTS:
         document = draw_document(rng, phase, run.recipe, run.corpora, run.encoder, 1)
         if document.sentences and document.sentences[0].place is not None:
             documents.append(document)
     sentences = gather(rng, documents, DOCUMENTS, run.encoder.pad)
     config, L = run.method.config, run.lm.dims.num_layers
-    ids_BT, watch = sentences.batch.ids_BT, seam.Watch(frozenset(range(L)))
+    ids_BT, watch = sentences.batch.ids_BT, attention.AttentionCapture(frozenset(range(L)))
     positions_BT = 1 + config.long_slots + config.pool_rows + torch.arange(ids_BT.shape[1])[None]
     with torch.no_grad(), cast(run.lm.device, run.recipe):
         row_DLRC = write(run, documents)

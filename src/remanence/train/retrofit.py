@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from remanence.lm.lm import LM
-from remanence.methods.layout import Group
-from remanence.methods.memory3 import Memory3, Memory3Config
+from remanence.methods.memory3.layout import Group
+from remanence.methods.memory3.method import Memory3, Memory3Config
 from remanence.train.chat import holding
 from remanence.train.chat_rows import ChatBatch
 from remanence.train.corpora import Corpora

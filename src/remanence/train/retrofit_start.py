@@ -9,7 +9,7 @@ import torch
 
 from remanence.errors import InputError
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Memory3Config, paper
+from remanence.methods.memory3.method import Memory3Config, paper
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.card import write_card
 from remanence.train.corpora import load_or_skip

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Group, Memory3, paper
+from remanence.methods.memory3.method import Group, Memory3, paper
 from remanence.train.model import cast, logits_at
 from remanence.train.recipes.nano import Phase
 from remanence.train.row import Row
 from remanence.train.rows import Encoder, facts_row
 
 if TYPE_CHECKING:
-    from remanence.train.latent_run import LatentRun
+    from remanence.train.latent_run import MPlusRun
     from remanence.train.plain import ModelRun
 
 QUESTIONS, MOST_TOKENS = 3, 16
@@ -70,7 +70,7 @@ def from_memories(run: ModelRun, lm: LM, slots: int | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def from_pool(run: LatentRun) -> dict[str, Any]:
+def from_pool(run: MPlusRun) -> dict[str, Any]:
     """Questions that read a pool which three passages were just written to."""
     lm, method = run.lm, run.method
     lm.model.eval()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from remanence.errors import InputError
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Memory3
+from remanence.methods.memory3.method import Memory3
 from remanence.train.parallel import average
 
 

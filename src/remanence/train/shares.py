@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from remanence.lm.seam import Seen
+from remanence.lm.attention import AttentionRecord
 from remanence.train.hints import attention_of
 
 
-def memory_shares(seen: Mapping[int, Seen], num_tokens: int, num_lead: int, index_N: Tensor) -> dict[str, float]:
+def memory_shares(
+    seen: Mapping[int, AttentionRecord], num_tokens: int, num_lead: int, index_N: Tensor
+) -> dict[str, float]:
     """`share_memory_layer_I` of every layer in `seen`, 0 to 1: mean over query heads and the positions `index_N`.
 
     `index_N` is into B·`num_tokens` flattened positions. Memory is what stands before them, but for the first

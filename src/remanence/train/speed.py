@@ -13,7 +13,7 @@ import torch
 from remanence.errors import InputError, suggest
 from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer
-from remanence.methods.memory3 import Memory3, paper
+from remanence.methods.memory3.method import Memory3, paper
 from remanence.provenance import commit, machine
 from remanence.train.cost import MemoryShape, peak_of, training_flops
 from remanence.train.model import build_model, to_bfloat16, use_fast_attention

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.errors import InputError
-from remanence.methods.memory3 import paper
+from remanence.methods.memory3.method import paper
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.card import write_card
 from remanence.train.circuits import start_with_copying

@@ -7,9 +7,9 @@ from dataclasses import replace
 from random import Random
 
 from remanence.train.corpora import Corpora
-from remanence.train.documents import LatentDocument, Sentence, repeated
+from remanence.train.documents import MPlusDocument, Sentence, repeated
 from remanence.train.losses import TEXT
-from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe, Stream
+from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe, Stream
 from remanence.train.rows import Encoder
 
 TRIES = 100
@@ -17,8 +17,8 @@ TRIES = 100
 
 
 def draw_streams(
-    rng: Random, phase: LatentPhase, recipe: LatentRecipe, corpora: Corpora, encoder: Encoder, most_chunks: int
-) -> list[LatentDocument]:
+    rng: Random, phase: MPlusPhase, recipe: MPlusRecipe, corpora: Corpora, encoder: Encoder, most_chunks: int
+) -> list[MPlusDocument]:
     """The documents of a step, all of one stream and with as many chunks; none where the step is of no stream.
 
     Nor where the books have too few of that length: documents are stretches of the data folder's books, one paragraph
@@ -36,19 +36,19 @@ def draw_streams(
 
 def _documents(
     rng: Random,
-    phase: LatentPhase,
+    phase: MPlusPhase,
     stream: Stream,
-    recipe: LatentRecipe,
+    recipe: MPlusRecipe,
     corpora: Corpora,
     encoder: Encoder,
     most_chunks: int,
-) -> list[LatentDocument]:
+) -> list[MPlusDocument]:
     limit, found = recipe.method["chunk_tokens"], []
     for _ in range(TRIES * phase.documents):
         ids = _stretch(rng, stream, corpora.paragraphs, encoder)
         if parts := split_document(rng, ids, stream.min_chunk_tokens, limit, recipe.sentence_tokens):
             chunks, said = parts
-            found.append(LatentDocument(chunks, [Sentence(said, [TEXT] * len(said), None)]))
+            found.append(MPlusDocument(chunks, [Sentence(said, [TEXT] * len(said), None)]))
         if len(found) == phase.documents:
             break
     if len(found) < phase.documents:
@@ -109,14 +109,14 @@ def split_at_random(rng: Random, ids: list[int], least: int, most: int) -> list[
     return [ids[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
-def alone(documents: Sequence[LatentDocument]) -> list[LatentDocument]:
+def alone(documents: Sequence[MPlusDocument]) -> list[MPlusDocument]:
     """With their last chunk, where what is read asks for no other ("two-chunk")."""
     if any(sentence.place is not None for document in documents for sentence in document.sentences):
         return list(documents)
     return [_last(document, 1) for document in documents]
 
 
-def _last(document: LatentDocument, count: int) -> LatentDocument:
+def _last(document: MPlusDocument, count: int) -> MPlusDocument:
     return replace(document, chunks=document.chunks[-count:])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from remanence.data.sequences import SequenceFolder
 from remanence.lm.lm import LM
-from remanence.methods.memory3 import Memory3, Memory3Config
+from remanence.methods.memory3.method import Memory3, Memory3Config
 from remanence.train.loader import Loader
 from remanence.train.loop import Run, Task
 from remanence.train.model import cast, use_fast_attention

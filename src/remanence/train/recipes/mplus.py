@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from remanence.lm.lora import LoraConfig
-from remanence.train.recipes.nano_mplus import LatentPhase, LatentRecipe, Stream, nano_mplus
+from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe, Stream, nano_mplus
 from remanence.train.schedule import Schedule
 
 GPUS = 8
@@ -18,22 +18,22 @@ SHORT = (64, 4096)
 LONG_CHUNK = 384
 
 
-def nano_stage1() -> LatentRecipe:
+def nano_stage1() -> MPlusRecipe:
     """nano-mplus, stage 1: short documents."""
     return _nano(0, "constant")
 
 
-def nano_stage2() -> LatentRecipe:
+def nano_stage2() -> MPlusRecipe:
     """nano-mplus, stage 2: more documents, facts inside stretches of books; begins with stage 1."""
     return _nano(1, "constant")
 
 
-def nano_stage3() -> LatentRecipe:
+def nano_stage3() -> MPlusRecipe:
     """nano-mplus, stage 3: long-term memory; begins with stage 2."""
     return _nano(2, "wsd")
 
 
-def _nano(number: int, schedule: Schedule) -> LatentRecipe:
+def _nano(number: int, schedule: Schedule) -> MPlusRecipe:
     """Of the whole recipe's 2,430 steps the rate falls over the last 60 %: 67 % of the third stage's 2,180."""
     whole = nano_mplus()
     (phase,) = whole.stages[number : number + 1]
@@ -54,7 +54,7 @@ def _place(number: int) -> dict[str, Any]:
     return {"stage": f"stage{number + 1}", "after": f"stage{number}" if number else None}
 
 
-def llama_stage1() -> LatentRecipe:
+def llama_stage1() -> MPlusRecipe:
     """M+ stage 1 (MemoryLLM-8B): 1.2 million steps on short documents, a pool of 12,800 rows, no retriever.
 
     The authors' rate falls to a tenth over the first 100,000 steps; up to 50, then 100, then 200 chunks.
@@ -69,7 +69,7 @@ def llama_stage1() -> LatentRecipe:
     )
 
 
-def llama_stage2() -> LatentRecipe:
+def llama_stage2() -> MPlusRecipe:
     """M+ stage 2: long and short documents, a fifth each, one epoch of 200,000 of each; the retriever begins."""
     streams = (*(Stream(0.2, band, LONG_CHUNK) for band in BANDS), Stream(0.2, SHORT))
     chunks = ((100_000, 50), (25_000, 100))
@@ -79,7 +79,7 @@ def llama_stage2() -> LatentRecipe:
     return _llama(1, phases, 4.6e-6 * GPUS, schedule="constant")
 
 
-def llama_stage3() -> LatentRecipe:
+def llama_stage3() -> MPlusRecipe:
     """M+ stage 3: a pool of 10,240 rows beside 2,560 read out of long-term memory of 153,600.
 
     Shares as the paper has them; the authors' file has 0.025 for each long band and 0.9 short ones. It tells no number
@@ -93,9 +93,9 @@ def llama_stage3() -> LatentRecipe:
     return _llama(2, phases, 4.6e-6 * GPUS, schedule="constant")
 
 
-def _phase(steps: int, most_chunks: int, streams: tuple[Stream, ...], **chances: float) -> LatentPhase:
+def _phase(steps: int, most_chunks: int, streams: tuple[Stream, ...], **chances: float) -> MPlusPhase:
     """`revisit`: with a chance of 0.2, and never twice in a row, which is every sixth step."""
-    return LatentPhase(
+    return MPlusPhase(
         steps,
         documents=GPUS,
         chunks=(most_chunks, most_chunks),
@@ -108,7 +108,7 @@ def _phase(steps: int, most_chunks: int, streams: tuple[Stream, ...], **chances:
     )
 
 
-def _llama(number: int, phases: tuple[LatentPhase, ...], lr: float, **fields: Any) -> LatentRecipe:
+def _llama(number: int, phases: tuple[MPlusPhase, ...], lr: float, **fields: Any) -> MPlusRecipe:
     """What all three have: Llama-3.1-8B, LoRA of rank 16, chunks of 512 tokens as 256 rows, projectors of width 256.
 
     Left as they are in nano-mplus, since M+ has none of it: `look_weight` 0 (no hints), random projectors to begin
@@ -126,7 +126,7 @@ def _llama(number: int, phases: tuple[LatentPhase, ...], lr: float, **fields: An
         "ranked": "rows",
         "short": "reference",
     }
-    made = LatentRecipe(
+    made = MPlusRecipe(
         lora=LoraConfig(rank=16, alpha=32, dropout=0.1),
         method=method,
         stages=phases,
@@ -156,7 +156,7 @@ def _llama(number: int, phases: tuple[LatentPhase, ...], lr: float, **fields: An
     return replace(made, **fields)
 
 
-STAGES: dict[str, dict[str, Callable[[], LatentRecipe]]] = {
+STAGES: dict[str, dict[str, Callable[[], MPlusRecipe]]] = {
     "stage1": {"nano": nano_stage1, "llama-3.1-8b": llama_stage1},
     "stage2": {"nano": nano_stage2, "llama-3.1-8b": llama_stage2},
     "stage3": {"nano": nano_stage3, "llama-3.1-8b": llama_stage3},

@@ -25,7 +25,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class LatentPhase:
+class MPlusPhase:
     """A stretch of training. Each step draws its task by these chances.
 
     `full`: running text that reads the pool, nothing written. `revisit`: questions about documents of earlier steps.
@@ -53,14 +53,14 @@ class LatentPhase:
 
 
 STAGES = (
-    LatentPhase(150, chunks=(1, 2)),
-    LatentPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
-    LatentPhase(2180, documents=20, chunks=(1, 2), full=0.08, revisit=0.1, whole_pool=0.95, long=0.8, scattered=0.3),
+    MPlusPhase(150, chunks=(1, 2)),
+    MPlusPhase(100, documents=24, chunks=(1, 2), full=0.15, whole_pool=0.9, scattered=0.2),
+    MPlusPhase(2180, documents=20, chunks=(1, 2), full=0.08, revisit=0.1, whole_pool=0.95, long=0.8, scattered=0.3),
 )
 
 
 @dataclass(frozen=True)
-class LatentRecipe:
+class MPlusRecipe:
     """`method`: fields of `MPlusConfig`. `retriever`: the paper's loss, the contrastive one, or both.
 
     `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: one of these
@@ -86,7 +86,7 @@ class LatentRecipe:
             "short": "own",
         }
     )
-    stages: tuple[LatentPhase, ...] = STAGES
+    stages: tuple[MPlusPhase, ...] = STAGES
     retriever: Literal["balanced", "contrastive", "both"] = "contrastive"
     detached: bool = False
     retriever_weight: float = 1.0
@@ -133,6 +133,6 @@ class LatentRecipe:
             raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
 
 
-def nano_mplus() -> LatentRecipe:
+def nano_mplus() -> MPlusRecipe:
     """The bundled adapter of nano that reads and writes latent memory."""
-    return LatentRecipe()
+    return MPlusRecipe()
