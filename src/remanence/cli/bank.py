@@ -97,7 +97,8 @@ def search(
     with open_bank(bank, namespace) as opened:
         from remanence.text.retrieve import Retriever
 
-        retriever = Retriever(opened, _embedder(model) if kind != "lexical" else None, kind)
+        needs_model = kind == "dense" or (kind == "hybrid" and opened.embedders())
+        retriever = Retriever(opened, _embedder(model) if needs_model else None, kind)
         hits = retriever.search(query, limit)
     if as_json:
         print_json({"retrieval": retriever.describe(), "hits": [_hit_json(hit) for hit in hits]})

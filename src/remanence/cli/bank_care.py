@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from remanence import answers
 from remanence.cli import options as o
-from remanence.cli.opening import check_bank, open_bank, open_session, prune_answers
+from remanence.cli.opening import check_bank, open_bank, open_session
 from remanence.cli.terminal import confirm, counted, err, fail, one_line, print_json, progress, say
 from remanence.errors import InputError
 
@@ -42,9 +41,8 @@ def forget(
                 err().print(Text.assemble((f"  {chunk.id} ", "cyan"), one_line(chunk.text)), soft_wrap=True)
         confirm(f"Forget {counted(len(chunks), 'text', 'texts')} for good, and what was made of them?", yes)
         receipt = opened.forget([chunk.id for chunk in chunks])
-        num_answers = answers.scrub(bank, set(receipt.ids))
     if as_json:
-        print_json(asdict(receipt) | {"num_answers": num_answers})
+        print_json(asdict(receipt))
         return
     texts = counted(len(receipt.ids), "text", "texts")
     memories = counted(receipt.num_memories, "memory", "memories")
@@ -94,7 +92,7 @@ def _show_report(report: VerifyReport) -> None:
     if report.ok:
         say(("All is as it was written.", "green"))
     else:
-        from remanence.bank.pooled import remedy
+        from remanence.bank.pool_files import remedy
 
         say(f"-> {remedy(report.problems)}")
 
@@ -105,13 +103,14 @@ def compact(
     """Give back disk space: what was forgotten or has expired leaves the disk."""
     with open_bank(bank, namespace) as opened, progress("Compacting"):
         receipt: CompactReceipt = opened.compact()
-        prune_answers(opened)
     if as_json:
         print_json(asdict(receipt))
         return
     before, after = receipt.bytes_before / 1e6, receipt.bytes_after / 1e6
-    gone = "what was forgotten is gone from disk" if receipt.bytes_gone else "some old files are still in use"
+    gone = "what was forgotten is gone from disk" if receipt.bytes_gone else "something of it may be left"
     say(f"{before:.1f} MB became {after:.1f} MB in {receipt.seconds:.1f} s; {gone}.")
+    for name in receipt.left:
+        fail(f"{name} may still hold what was forgotten: close what uses it and compact again, or remove it")
 
 
 def export(
