@@ -27,7 +27,7 @@ MIN_TRACE_CHARS = 4
 MAX_TRACES = 64
 """So many strings are searched for in the bytes of the files; of more, a random sample."""
 MIN_SEARCH_BYTES = 8
-"""A shorter string is found in any large file by chance."""
+"""A shorter string occurs in any large file by chance."""
 WITHOUT_TEXT = (meta.FILE, checksums.FILE)
 """Files with names of models and tables, settings and sums, in which a source's name may occur by chance."""
 

@@ -231,7 +231,7 @@ class Query:
         return Query(query)
 
     async def stream(self, batch_rows: int | None = None) -> BatchStream:
-        """What is found, `batch_rows` rows at a time at most; None: as Lance reads them."""
+        """The result, at most `batch_rows` rows at a time; None: as Lance reads them."""
         return BatchStream(await self._handle.execute(max_batch_length=batch_rows, timeout=None))
 
     async def to_arrow(self) -> pa.Table:

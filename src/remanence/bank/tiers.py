@@ -25,7 +25,7 @@ LIMIT_BYTES, MAX_ROWS = 128 << 20, 500_000
 
 
 class MemoryCache:
-    """The memories that were used last, up to `limit_bytes`. A memory larger than that is not held at all."""
+    """The memories that were used last, up to `limit_bytes`. A memory larger than that stays on disk."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes

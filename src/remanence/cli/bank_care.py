@@ -27,15 +27,15 @@ def forget(
     namespace: o.NamespaceOption = o.NAMESPACE,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Forget texts and all that was made of them. It cannot be undone.
+    """Forget texts, all that was made of them, and answers from them. It cannot be undone.
 
     An unknown id is an error, and then nothing is forgotten.
     """
     with open_bank(bank, namespace) as opened:
         chunks = opened.get(ids or []) + (opened.list(source=source, include_superseded=True) if source else [])
         if not chunks:
-            known = f"nothing is stored from source {source!r}" if source else "there is nothing to forget"
-            raise InputError(known, "give ids or a --source, as `remanence bank list` shows them")
+            problem = f"nothing is stored from source {source!r}" if source else "there is nothing to forget"
+            raise InputError(problem, "give ids or a --source, as `remanence bank list` shows them")
         if not yes:
             for chunk in chunks[:10]:
                 err().print(Text.assemble((f"  {chunk.id} ", "cyan"), one_line(chunk.text)), soft_wrap=True)
@@ -69,8 +69,8 @@ def verify(
             report = opened.verify()
     else:
         with open_session(bank, namespace, model, method, 0) as session, progress("Checking"):
-            known = session.fingerprint in session.bank.fingerprints()
-            recompute = session.recompute if known else None
+            has_memories = session.fingerprint in session.bank.fingerprints()
+            recompute = session.recompute if has_memories else None
             report = session.bank.verify(recompute, sample, fingerprint=session.fingerprint)
     if as_json:
         print_json({"ok": report.ok} | asdict(report))
