@@ -12,7 +12,7 @@ import torch
 
 import remanence as rm
 from remanence import methods
-from remanence.bank import Bank, Draft
+from remanence.bank import Bank, NewChunk
 
 FACTS = (
     "Ada's locker code is 4417.",
@@ -254,7 +254,7 @@ def test_vectors_that_a_crash_lost_are_made_when_the_text_is_written_again(lm: r
             return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
     with Bank.open(None) as bank:
-        bank.add([Draft(FACTS[0], 5)])  # a writer that died before it made the vector
+        bank.add([NewChunk(FACTS[0], 5)])  # a writer that died before it made the vector
         with rm.Session(lm, bank=bank, embedder=Letters()) as session:
             assert session.write(FACTS[0]).skipped
             assert bank.missing_vectors("letters") == []

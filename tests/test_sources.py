@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lancedb.table import AsyncTable
 
 import remanence as rm
-from remanence.bank.loop import run
+from remanence.bank.lance import run
 from remanence.errors import BankCorrupted, UnknownChunk
 from remanence.lm.lm import from_transformers
 from remanence.lm.tiny import byte_tokenizer, tiny_model
@@ -49,7 +50,7 @@ def test_a_damaged_memory_is_told_when_it_is_needed(session: rm.Session) -> None
     first, second = (hit.chunk.id for hit in reader(session).hits(QUESTION, 2))
     [table] = session.bank._store.meta.of_kind("memories")
     with session.bank._store.writing():
-        run(session.bank._store.existing(table).update({"codec": "fp32"}, where=f"id = '{first}'"))
+        run(AsyncTable(session.bank._store.existing(table).handle).update({"codec": "fp32"}, where=f"id = '{first}'"))
     recall = reader(session, without=(first,))
     assert [hit.chunk.id for hit in recall.hits(QUESTION, 1)] == [second]
     assert len(recall.memories(recall.hits(QUESTION, 1))) == 1

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from remanence import answers, methods
-from remanence.bank import Bank, Draft
+from remanence import methods
+from remanence.bank import Bank, NewChunk
 from remanence.errors import InputError
 from remanence.generation import Generation, Options, Stream, read_or_not
 from remanence.lm.lm import LM, load
@@ -127,8 +127,8 @@ class Session:
         begun, num_documents, num_tokens, num_bytes = time.monotonic(), 0, 0, 0
         stored: list[tuple[str, bool]] = []
         for batch in self._batches(documents, expires, supersedes):
-            drafts = [draft for document in batch for draft in document]
-            added = self.bank.add(drafts)
+            new_chunks = [chunk for document in batch for chunk in document]
+            added = self.bank.add(new_chunks)
             try:
                 num_bytes += self._derive(added, warm)
             except InputError:  # no memory can be made of it: then it is not kept as if one could
@@ -136,7 +136,7 @@ class Session:
                 raise
             stored += added
             num_documents += len(batch)
-            num_tokens += sum(draft.num_tokens for draft in drafts)
+            num_tokens += sum(chunk.num_tokens for chunk in new_chunks)
             if on_progress:
                 on_progress(len(added))
         ids = tuple(chunk_id for chunk_id, _ in stored)
@@ -146,22 +146,22 @@ class Session:
 
     def _batches(
         self, documents: Iterable[Document], expires: float | None, supersedes: str | None
-    ) -> Iterator[list[list[Draft]]]:
+    ) -> Iterator[list[list[NewChunk]]]:
         """Whole documents, together until they have `COMMIT_CHUNKS` chunks: each batch is one commit."""
-        batch: list[list[Draft]] = []
+        batch: list[list[NewChunk]] = []
         for document in documents:
-            batch.append(self._drafts(document, expires, supersedes))
+            batch.append(self._new_chunks(document, expires, supersedes))
             if sum(map(len, batch)) >= COMMIT_CHUNKS:
                 yield batch
                 batch = []
         if batch:
             yield batch
 
-    def _drafts(self, document: Document, expires: float | None, supersedes: str | None) -> list[Draft]:
+    def _new_chunks(self, document: Document, expires: float | None, supersedes: str | None) -> list[NewChunk]:
         text = check_text(document.text, document.source or "the text")
         pieces = split(text, self.lm.count_tokens, self.method.reference_tokens())
         return [
-            Draft(
+            NewChunk(
                 text=piece.text,
                 num_tokens=piece.num_tokens,
                 source=document.source,
@@ -227,8 +227,8 @@ class Session:
                 self.bank.add([self._piece_of(chunk, piece) for piece in pieces])
                 self.forget(chunk.id)  # else forgetting the pieces would leave their text in the bank
 
-    def _piece_of(self, chunk: Chunk, piece: Piece) -> Draft:
-        return Draft(
+    def _piece_of(self, chunk: Chunk, piece: Piece) -> NewChunk:
+        return NewChunk(
             text=piece.text,
             num_tokens=piece.num_tokens,
             source=chunk.source,
@@ -244,10 +244,8 @@ class Session:
         return write_chunks(self.lm, self.method, chunks)
 
     def forget(self, *ids: str) -> ForgetReceipt:
-        """Removes chunks, all that was made of them, and answers kept for `why`. UnknownChunk: nothing is removed."""
+        """`Bank.forget`, and the latent pool in RAM forgets them too. UnknownChunk: nothing is removed."""
         receipt = self.bank.forget(list(ids))
-        if self.bank.path is not None:
-            answers.scrub(self.bank.path, receipt.ids)
         if self._pool:
             self._pool.cut(receipt.ids)
         return receipt

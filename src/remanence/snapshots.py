@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remanence.bank.draft import Draft
+from remanence.bank.new_chunk import NewChunk
 from remanence.errors import BankError, BankMismatch, InputError, UnknownChunk
 from remanence.files import write_whole
 from remanence.methods.mplus.history import PoolHistory
@@ -94,10 +94,10 @@ def _told(folder: Path) -> dict[str, Any]:
     raise InputError(f"{str(folder)!r} is no saved moment", "give a folder that `Session.save` has written")
 
 
-def copies(chunks: Sequence[Chunk], *, linked: bool) -> list[Draft]:
-    """Drafts of the same texts for another bank; `linked`: only those that supersede one, saying which."""
+def copies(chunks: Sequence[Chunk], *, linked: bool) -> list[NewChunk]:
+    """The same texts as new chunks for another bank; `linked`: only those that supersede one, saying which."""
     return [
-        Draft(
+        NewChunk(
             text=chunk.text,
             num_tokens=chunk.num_tokens,
             source=chunk.source,

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,17 @@ class Receipt:
 
 @dataclass(frozen=True)
 class ForgetReceipt:
-    """What a forget removed. `exact`: nothing that was derived from it is left to be recalled.
+    """What a forget removed. `num_answers`: so many of the answers that are kept for `why`.
 
-    `bytes_gone`: the bytes are gone from disk too (after `compact`), not only unreachable.
+    `exact`: it was read back that no table, latent pool or answer of the bank is left that was derived from it.
+    `bytes_gone`: no file holds its bytes. That is so in RAM; on disk it is for `compact` to do, and to say.
     """
 
     ids: tuple[str, ...]
     num_memories: int
     exact: bool
     bytes_gone: bool
+    num_answers: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from remanence.bank import Bank, Draft
+from remanence.bank import Bank, NewChunk
 from remanence.errors import RemanenceError
 from tests.bank.helpers import FINGERPRINT, draft, make_memory
 
@@ -28,7 +28,7 @@ DETECTED, UNDETECTED, WRONG, BROKEN = range(4)
 WORDS = ("detected", "undetected", "wrong", "broken")
 
 
-def drafts() -> list[Draft]:
+def drafts() -> list[NewChunk]:
     return [draft(f"text number {number} has words {number * 7}") for number in range(NUM_CHUNKS)]
 
 

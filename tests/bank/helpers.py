@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from remanence.bank import Bank, Draft
+from remanence.bank import Bank, NewChunk
 from remanence.types import ExplicitMemory
 
 FINGERPRINT = "ab" * 32
@@ -21,8 +21,8 @@ class Clock:
         return self.now
 
 
-def draft(text: str, **fields: object) -> Draft:
-    return Draft(text, num_tokens=len(text.split()), **fields)
+def draft(text: str, **fields: object) -> NewChunk:
+    return NewChunk(text, num_tokens=len(text.split()), **fields)
 
 
 def add_one(bank: Bank, text: str, **fields: object) -> str:

@@ -174,7 +174,7 @@ def test_a_count_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     reader = Bank.open(tmp_path / "bank", lock_seconds=0.01)
     reader.note_recalled([id])
     with writer_lock(tmp_path / "bank" / "bank.lock", 1):
-        reader._usage.flush()
+        reader._counts.flush()
         assert reader.usage()[id][0] == 1, "it is still pending"
     with writer_lock(tmp_path / "bank" / "bank.lock", 1):
         reader.close()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from lancedb.table import AsyncTable
 
-from remanence.bank import Bank, seal
-from remanence.bank.loop import run
+from remanence.bank import Bank, checksums
+from remanence.bank.checksums import MUTABLE
+from remanence.bank.lance import run
+from remanence.bank.memories import HEAD
 from remanence.bank.rows import MEMORIES
-from remanence.bank.seal import MUTABLE
-from remanence.bank.tensors import HEAD
 from remanence.errors import BankCorrupted, BankError, InputError
 
 from .helpers import FINGERPRINT, add_one, draft, make_memory
@@ -39,8 +40,8 @@ def test_a_flipped_bit_in_any_file_is_detected(tmp_path: Path) -> None:
 def overwrite(bank: Bank, table: str, column: str, value: str) -> None:
     """Changes a column behind the bank's back, as if other bytes had been on disk."""
     with bank._store.writing():
-        run(bank._store.existing(table).update({column: value}))
-        bank._store._sync(table)
+        run(AsyncTable(bank._store.existing(table).handle).update({column: value}))
+        bank._store.sync(table)
 
 
 @pytest.mark.parametrize("column", ["text", "record"])
@@ -81,7 +82,7 @@ def test_a_changed_memory_is_never_returned(bank: Bank, column: str, value: obje
     bank.put_memories(FINGERPRINT, [one, two], [make_memory(0), make_memory(1)])
     [table] = bank._store.meta.of_kind("memories")
     with bank._store.writing():
-        lance = bank._store.existing(table)
+        lance = AsyncTable(bank._store.existing(table).handle)
         if column == "id":  # two memories change places
             run(lance.update({"id": "swap"}, where=f"id = '{one}'"))
             run(lance.update({"id": one}, where=f"id = '{two}'"))
@@ -164,7 +165,7 @@ def test_verify_makes_a_sample_again_from_text(bank: Bank) -> None:
 
 def test_verify_lets_others_write_while_it_reads_files(disk_bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     add_one(disk_bank, "one")
-    read, written = seal._sum_file, []
+    read, written = checksums._sum_file, []
 
     def write_meanwhile(path: Path, sync: bool = False) -> tuple[str, int]:
         if not sync and not written:
@@ -175,7 +176,7 @@ def test_verify_lets_others_write_while_it_reads_files(disk_bank: Bank, monkeypa
                 other.compact()
         return read(path, sync)
 
-    monkeypatch.setattr(seal, "_sum_file", write_meanwhile)
+    monkeypatch.setattr(checksums, "_sum_file", write_meanwhile)
     report = disk_bank.verify()
     assert written
     assert report.ok, report.problems

@@ -29,7 +29,7 @@ LIFE_SECONDS = st.one_of(st.none(), st.integers(1, 30))
 @pytest.fixture(autouse=True)
 def soon_in_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first look-up of a version reads the disk, all later ones the rows in RAM."""
-    monkeypatch.setattr("remanence.bank.resident.READS_BEFORE", 2)
+    monkeypatch.setattr("remanence.bank.tiers.READS_BEFORE", 2)
 
 
 class Lives(RuleBasedStateMachine):

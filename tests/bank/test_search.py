@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from remanence.bank import Bank, TextIndex, store
-from remanence.bank.loop import run
+from remanence.bank.lance import run
 from remanence.errors import InputError, UnknownChunk
 
 from .helpers import add_one, draft
@@ -135,9 +135,7 @@ def test_vector_index_finds_what_brute_force_finds(tmp_path: Path, monkeypatch: 
         bank.put_vectors("e", ids, vectors)
         bank.index()
         [table] = bank._store.meta.of_kind("vectors")
-        assert "vector" in {
-            column for index in run(bank._store.existing(table).list_indices()) for column in index.columns
-        }
+        assert "vector" in run(bank._store.existing(table).indexes())
         for query in vectors[:20] + 0.05:
             cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
             hits = bank.search_vector(query, "e", 5)
@@ -184,14 +182,14 @@ def test_a_search_reads_one_state_though_another_writer_changes_it_meanwhile(tmp
         read_at, written = reader._store.read_at, []
 
         def changed_meanwhile(names, action, empty):
-            async def change(*pins: store.Pin):
+            async def change(*pins: store.PinnedTablenedTable):
                 assert len(set(names)) == len(names), "one table, one state"
                 written.append(await asyncio.to_thread(add_one, writer, f"tea {len(written)}"))
                 return await action(*pins)
 
             return read_at(names, change, empty)
 
-        reader._search.sight()
+        reader._search.visibility()
         reader._store.read_at = changed_meanwhile
         for found in (reader.search_text("tea"), reader.search_vector(vector_E, "e")):
             assert id in [found_id for found_id, _ in found]
@@ -222,7 +220,7 @@ def test_a_pin_that_has_settled_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_was_read_before_a_forget_is_not_remembered_after_it(bank: Bank) -> None:
     id = add_one(bank, "a secret")
-    version, [chunk] = bank._search.sight().version, bank.get([id])
+    version, [chunk] = bank._search.visibility().version, bank.get([id])
     bank.forget([id])
     bank._search.remember(version, [chunk])  # another thread, which had read it before
     with pytest.raises(UnknownChunk):

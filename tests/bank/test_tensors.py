@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remanence.bank import Bank, codec
-from remanence.bank.cache import MemoryCache, memory_bytes
+from remanence.bank import Bank, codecs
+from remanence.bank.tiers import MemoryCache, memory_bytes
 from remanence.errors import BankCorrupted, BankMismatch, InputError, UnknownChunk
 from remanence.types import ExplicitMemory
 
@@ -28,7 +28,7 @@ def same(one: ExplicitMemory, other: ExplicitMemory) -> bool:
 @pytest.mark.parametrize("num_empty", [0, 3, 4])
 def test_exact_codecs_give_back_the_same_bits(name: str, dtype: torch.dtype, num_empty: int) -> None:
     memory = make_memory(3, dtype, num_empty)
-    assert same(codec.decode(codec.encode(memory, name), name), memory)
+    assert same(codecs.decode(codecs.encode(memory, name), name), memory)
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,7 +38,7 @@ def test_int8_is_off_by_half_a_step_of_its_vector_at_most(seed: int, scale: floa
     key, value = (torch.randn(1, 2, 3, width, generator=generator) * scale for _ in range(2))
     key[0, 0, 0] = 0
     memory = ExplicitMemory((5,), key, value, torch.zeros(1, 2, 3, dtype=torch.int32))
-    back = codec.decode(codec.encode(memory, "int8"), "int8")
+    back = codecs.decode(codecs.encode(memory, "int8"), "int8")
     for given_, got in ((key, back.key_LGND), (value, back.value_LGND)):
         bound = given_.abs().amax(-1, keepdim=True) / 254 * 1.001
         assert ((given_ - got).abs() <= bound).all()
@@ -48,7 +48,7 @@ def test_int8_is_off_by_half_a_step_of_its_vector_at_most(seed: int, scale: floa
 def test_int8_is_about_half_of_bf16() -> None:
     key = torch.randn(4, 8, 8, 32)
     memory = ExplicitMemory((0, 1, 2, 3), key, key, torch.zeros(4, 8, 8, dtype=torch.int32))
-    assert len(codec.encode(memory, "int8")) < 0.6 * len(codec.encode(memory, "bf16"))
+    assert len(codecs.encode(memory, "int8")) < 0.6 * len(codecs.encode(memory, "bf16"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -56,24 +56,24 @@ def test_numbers_that_are_none_are_refused(bad: float) -> None:
     memory = make_memory(0)
     memory.value_LGND[0, 0, 0, 0] = bad
     with pytest.raises(InputError, match="value"):
-        codec.encode(memory)
+        codecs.encode(memory)
 
 
 def test_float32_beyond_bf16_is_refused_not_made_infinite() -> None:
     memory = make_memory(0, torch.float32)
     memory.key_LGND[0] = torch.finfo(torch.float32).max
     with pytest.raises(InputError, match="fp32"):
-        codec.encode(memory, "bf16")
-    assert same(codec.decode(codec.encode(memory, "fp32"), "fp32"), memory)
+        codecs.encode(memory, "bf16")
+    assert same(codecs.decode(codecs.encode(memory, "fp32"), "fp32"), memory)
 
 
 def test_bytes_that_are_no_memory() -> None:
-    for payload in (b"", b"\0" * 100, codec.encode(make_memory(0))[:-5]):
+    for payload in (b"", b"\0" * 100, codecs.encode(make_memory(0))[:-5]):
         with pytest.raises(BankCorrupted):
-            codec.decode(payload, "bf16")
+            codecs.decode(payload, "bf16")
 
 
-@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("name", codecs.CODECS)
 def test_bank_gives_back_what_was_put(bank: Bank, name: str) -> None:
     ids = [id for id, _ in bank.add([draft("one"), draft("two"), draft("three")])]
     bank.put_memories(FINGERPRINT, ids[:2], [make_memory(0), make_memory(1, num_empty=2)], codec=name)

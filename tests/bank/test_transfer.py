@@ -136,7 +136,7 @@ def test_an_export_that_breaks_off_leaves_nothing(bank: Bank, tmp_path: Path, mo
     def damaged(*_: object) -> None:
         raise BankCorrupted("chunk '0' is not what was written")
 
-    monkeypatch.setattr("remanence.bank.listing.rows_from_table", damaged)
+    monkeypatch.setattr("remanence.bank.chunks.rows_from_table", damaged)
     with pytest.raises(BankCorrupted):
         bank.export(tmp_path / "export.jsonl")
     assert [name for name in os.listdir(tmp_path) if "export" in name] == []

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from remanence import answers
+from remanence.bank import answers
 from remanence.cli import ask as ask_module
 
 QUESTION = "How many steps does the lighthouse of Skerry Point have?"
@@ -109,4 +109,4 @@ def test_an_answer_whose_memory_is_forgotten_meanwhile_is_not_kept(call, bank, i
 
     monkeypatch.setattr(ask_module, "answer", answer_then_forget)
     assert call("ask", QUESTION, "--max-tokens", "2", "--json", model=True).json["recalled"]
-    assert answers.last(bank, "default") == []
+    assert answers.Answers(bank).last("default", 1) == []

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from remanence import cli
-from remanence.bank import Bank, Draft
+from remanence.bank import Bank, NewChunk
 from remanence.cli.app import app
 from remanence.errors import BankBusy
 
@@ -106,7 +106,7 @@ def test_every_error_is_one_line_with_its_exit_code(call, failing, error, code, 
 
 def test_a_pipe_without_utf8_gets_all_of_an_object_and_what_it_can_show_of_a_text(tmp_path):
     with Bank.open(tmp_path / "bank") as bank:
-        bank.add([Draft("灯塔 has 94 steps", num_tokens=3)])
+        bank.add([NewChunk("灯塔 has 94 steps", num_tokens=3)])
     command = [os.path.join(os.path.dirname(sys.executable), "remanence"), "bank", "list"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     given, shown = (

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from remanence import answers
-from remanence.bank import Bank
+from remanence.bank import Bank, answers
 
 QUESTION = "How many steps does the lighthouse of Skerry Point have?"
 

@@ -7,13 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from remanence.bank import Bank, Draft
+from remanence.bank import Bank, NewChunk
 
 
 def bank_of(*texts: str) -> Bank:
     bank = Bank.open(None)
     bank.add(
-        [Draft(text=text, num_tokens=len(text.split()), source="notes.txt", start=0, end=len(text)) for text in texts]
+        [
+            NewChunk(text=text, num_tokens=len(text.split()), source="notes.txt", start=0, end=len(text))
+            for text in texts
+        ]
     )
     return bank
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remanence.bank.draft import digest
+from remanence.bank.checksums import digest
 from remanence.errors import BankCorrupted, BankError, InputError
 from remanence.files import write_whole
 
@@ -37,6 +37,18 @@ class TextIndex:
     language: str = "English"
     stem: bool = True
     stop_words: str = STOP_WORDS
+
+    def settings(self) -> dict[str, Any]:
+        """What Lance's full-text index is made with."""
+        stop = self.stop_words.split()
+        return {
+            "base_tokenizer": self.tokenizer,
+            "language": self.language,
+            "stem": self.stem,
+            "remove_stop_words": bool(stop),
+            "custom_stop_words": stop or None,
+            "with_position": False,
+        }
 
 
 @dataclass

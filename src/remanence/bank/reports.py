@@ -1,4 +1,4 @@
-"""What a bank tells about itself."""
+"""Reports of a bank: numbers, and what a compaction or a check did."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class CompactReceipt:
-    """What a compaction did. `bytes_gone`: nothing that was ever removed is left in any file of the bank."""
+    """What a compaction did. `num_orphans` rows had no chunk.
+
+    `bytes_gone`: it was checked that no file of the bank holds a byte of what was removed: text, source, metadata,
+    memories, vectors, and answers kept for `why`. `left`: tables and files that may, where it is False.
+    """
 
     num_expired: int
     num_orphans: int
@@ -16,6 +20,7 @@ class CompactReceipt:
     bytes_after: int
     bytes_gone: bool
     seconds: float
+    left: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from remanence.bank.draft import digest
+from remanence.bank.checksums import digest
 from remanence.errors import BankCorrupted
 from remanence.types import Chunk
 
@@ -77,7 +77,7 @@ class Row:
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
-    """The columns of `CHUNKS`."""
+    """Values of the columns of `CHUNKS`."""
     chunk = row.chunk
     fields = {
         "id": chunk.id,

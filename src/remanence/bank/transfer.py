@@ -7,15 +7,14 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from remanence.bank import listing, texts
-from remanence.bank.draft import Draft, check_draft, chunk_id, digest
+from remanence.bank import chunks
+from remanence.bank.checksums import digest
+from remanence.bank.context import BankContext
+from remanence.bank.new_chunk import NewChunk, check_new_chunk, chunk_id
 from remanence.errors import BankError, InputError
 from remanence.files import replacing
-
-if TYPE_CHECKING:
-    from remanence.bank.bank import Bank
 
 FORMAT = 1
 FIELDS = ("id", "text", "num_tokens", "source", "start", "end", "created", "expires", "supersedes", "metadata")
@@ -24,24 +23,24 @@ BATCH_ROWS = 1_000
 Content = dict[str, Any]
 
 
-def export(bank: Bank, path: Path) -> int:
+def export(context: BankContext, path: Path) -> int:
     """See `Bank.export`. Writers wait meanwhile, so that the file is one moment of the bank."""
-    with bank._store.writing():
+    with context.store.writing():
         try:
             with replacing(path) as file:
-                count = _write(bank, file)
+                count = _write(context, file)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise BankError(f"cannot write {str(path)!r}: {reason}", "give another path, or free space") from None
     return count
 
 
-def _write(bank: Bank, file: BinaryIO) -> int:
-    ids, line = listing.live_ids(bank._scope), 0
-    for chunks in listing.iterate(bank._scope, ids):
-        for chunk in chunks:
+def _write(context: BankContext, file: BinaryIO) -> int:
+    ids, line = chunks.live_ids(context), 0
+    for part in chunks.iterate(context, ids):
+        for chunk in part:
             line += 1
-            place = {"format": FORMAT, "namespace": bank.namespace, "line": line, "lines": len(ids)}
+            place = {"format": FORMAT, "namespace": context.namespace, "line": line, "lines": len(ids)}
             content = place | {name: getattr(chunk, name) for name in FIELDS} | {"metadata": dict(chunk.metadata)}
             line_of_text = json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False)
             file.write(line_of_text.encode() + b"\n")
@@ -52,19 +51,19 @@ def _checksum(content: Content) -> str:
     return digest(json.dumps([content[name] for name in PLACE + FIELDS], ensure_ascii=False, sort_keys=True))
 
 
-def import_(bank: Bank, path: Path) -> list[tuple[str, bool]]:
+def import_(context: BankContext, path: Path) -> list[tuple[str, bool]]:
     """See `Bank.import_`. The file is read once to check all of it, and again to add it.
 
     Batches of 1,000 chunks are one commit each; the same file given again goes on where it stopped.
     """
-    ids = {content["id"]: chunk_id(bank.namespace, content["text"]) for content in _read(path)}
+    ids = {content["id"]: chunk_id(context.namespace, content["text"]) for content in _read(path)}
     added: list[tuple[str, bool]] = []
-    with bank._store.writing():
+    with context.store.writing():
         for batch in _batches(_read(path)):
             times = [content["created"] for content in batch]
-            added += texts.add(bank._scope, [_draft(content) for content in batch], times)
+            added += chunks.add(context, [_new_chunk(content) for content in batch], times)
         for batch in _batches(content for content in _read(path) if content["supersedes"] in ids):
-            texts.link(bank._scope, [(ids[content["id"]], ids[content["supersedes"]]) for content in batch])
+            chunks.link(context, [(ids[content["id"]], ids[content["supersedes"]]) for content in batch])
     return added
 
 
@@ -100,7 +99,7 @@ def _parse(path: Path, line: int, data: bytes) -> Content:
             problem = f"line {line} of {str(path)!r} has format {content['format']}, this remanence reads {FORMAT}"
             raise InputError(problem, "use the remanence that wrote it, or a later one")
         _check_types(content)
-        check_draft(_draft(content))
+        check_new_chunk(_new_chunk(content))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"line {line} of {str(path)!r} is damaged: {type(error).__name__}: {error}"
         raise InputError(problem, "nothing was imported; export the bank again") from None
@@ -113,9 +112,9 @@ def _check_types(content: Content) -> None:
     if not (texts and isinstance(content["supersedes"], str | None) and isinstance(content["metadata"], dict)):
         raise ValueError("id, text and source are strings, supersedes is one or null, metadata is an object")
     if not math.isfinite(content["created"]):
-        raise ValueError("created is no number of seconds since 1970")
+        raise ValueError("created is not a number of seconds since 1970")
 
 
-def _draft(content: Content) -> Draft:
+def _new_chunk(content: Content) -> NewChunk:
     names = ("text", "num_tokens", "source", "start", "end", "expires", "metadata")
-    return Draft(**{name: content[name] for name in names})
+    return NewChunk(**{name: content[name] for name in names})

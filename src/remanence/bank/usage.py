@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from remanence.bank.context import BankContext, in_parts
 from remanence.bank.rows import USAGE, any_of
 from remanence.bank.store import USAGE_TABLE
-from remanence.bank.tensors import delete, upsert
-from remanence.bank.texts import LOOKUP_ROWS, Scope
 from remanence.errors import BankError
 
 Count = tuple[int, float]
@@ -19,21 +18,20 @@ Count = tuple[int, float]
 class RecallCounts:
     """A crash loses the counts since the last change of the bank, never more and never a chunk."""
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+    def __init__(self, context: BankContext) -> None:
+        self.context = context
         self._pending: dict[str, Count] = {}
         self._lock = threading.Lock()
 
     def note(self, ids: Sequence[str]) -> None:
-        now = self.scope.clock()
+        now = self.context.clock()
         with self._lock:
             for id in ids:
                 self._pending[id] = (self._pending.get(id, (0, 0.0))[0] + 1, now)
 
     def counts(self) -> dict[str, Count]:
         """Chunk id -> (number of recalls, time of the last), for what was ever recalled."""
-        table = self.scope.store.read(USAGE_TABLE, lambda t: t.query().where(self.scope.where()).to_arrow(), None)
-        stored = _by_id(table)
+        stored = _by_id(self.context.read_columns(USAGE_TABLE, self.context.where(), USAGE.names))
         with self._lock:
             pending = dict(self._pending)
         return stored | {id: _sum(stored.get(id), count) for id, count in pending.items()}
@@ -55,27 +53,26 @@ class RecallCounts:
                     self._pending[id] = _sum(self._pending.get(id), count)
 
     def _write(self, pending: dict[str, Count]) -> None:
-        with self.scope.store.writing():
-            pending = {id: pending[id] for id in self.scope.live(pending)}
+        with self.context.store.writing():
+            pending = {id: pending[id] for id in self.context.live(pending)}
             stored = self._stored(list(pending))
             rows = [
-                {"id": id, "namespace": self.scope.namespace, "num_recalls": total[0], "last_recalled": total[1]}
+                {"id": id, "namespace": self.context.namespace, "num_recalls": total[0], "last_recalled": total[1]}
                 for id, total in ((id, _sum(stored.get(id), count)) for id, count in pending.items())
             ]
-            upsert(self.scope, USAGE_TABLE, pa.Table.from_pylist(rows, schema=USAGE))
+            self.context.upsert(USAGE_TABLE, pa.Table.from_pylist(rows, schema=USAGE))
 
     def forget(self, ids: Sequence[str], condition: str) -> None:
         with self._lock:
             for id in ids:
                 self._pending.pop(id, None)
-        delete(self.scope, USAGE_TABLE, condition)
+        self.context.delete(USAGE_TABLE, condition)
 
     def _stored(self, ids: list[str]) -> dict[str, Count]:
         stored: dict[str, Count] = {}
-        for first in range(0, len(ids), LOOKUP_ROWS):
-            where = self.scope.where(any_of("id", ids[first : first + LOOKUP_ROWS]))
-            table = self.scope.store.read(USAGE_TABLE, lambda t, where=where: t.query().where(where).to_arrow(), None)
-            stored |= _by_id(table)
+        for part in in_parts(ids):
+            where = self.context.where(any_of("id", part))
+            stored |= _by_id(self.context.read_columns(USAGE_TABLE, where, USAGE.names))
         return stored
 
 

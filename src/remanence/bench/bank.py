@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from remanence.bank import Bank, Draft
+from remanence.bank import Bank, NewChunk
 from remanence.bench.report import result
 from remanence.errors import InputError
 from remanence.text.retrieve import Retriever, Threshold, fuse
@@ -179,7 +179,7 @@ def _build(
 
 
 def _write_bank(bank: Bank, texts: list[str], vectors: np.ndarray, bits: np.ndarray) -> None:
-    ids = [id for id, _ in bank.add([Draft(text, num_tokens=CHUNK_WORDS, source="bench") for text in texts])]
+    ids = [id for id, _ in bank.add([NewChunk(text, num_tokens=CHUNK_WORDS, source="bench") for text in texts])]
     bank.put_vectors("bench", ids, vectors)
     bank.put_memories(FINGERPRINT, ids, [_memory(each) for each in bits], description={"model": "none"})
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from remanence import answers
+from remanence.bank import answers
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
 from remanence.cli.terminal import clean, err, one_line, print_json, read_input, say
@@ -96,15 +96,13 @@ def note_answer(
 
     A disk that is full or read-only, or a busy one, must not cost the answer.
     """
-    bank, namespace, model, method, seed = asked_as
+    _, namespace, model, method, seed = asked_as
     known = {"namespace": namespace, "model": model, "method": method, "seed": seed, "question": question}
     options = {name: chosen[name] for name in answers.OPTIONS if name in chosen}
     with contextlib.suppress(OSError, BankError):
         every = tuple(dict.fromkeys((*earlier, *session.read_ids)))
         noted = answers.Answer.of(reply, time=time.time(), options=options, earlier=every, **known)
-        answers.note(bank, noted)
-        if gone := noted.sources - session.bank.texts(sorted(noted.sources)).keys():
-            answers.scrub(bank, gone)
+        session.bank.note_answer(noted)
 
 
 def reply_json(reply: Reply) -> dict[str, Any]:

@@ -33,22 +33,22 @@ def stats(
 ) -> None:
     """Show how much a bank holds, made by which models, and what it takes on disk."""
     with open_bank(bank, namespace) as opened:
-        found = opened.stats()
+        numbers = opened.stats()
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(numbers))
         return
-    made_by = [f"{found.memories[key]:,} by {_maker(about)}" for key, about in found.descriptions.items()]
-    vectors = [f"{count:,} by {name}" for name, count in found.vectors.items()]
+    made_by = [f"{numbers.memories[key]:,} by {_maker(about)}" for key, about in numbers.descriptions.items()]
+    vectors = [f"{count:,} by {name}" for name, count in numbers.vectors.items()]
     for name, value in (
-        ("namespace", found.namespace),
-        ("chunks", f"{found.num_chunks:,}, {found.num_tokens:,} tokens"),
-        ("hidden", f"{found.num_superseded:,} superseded, {found.num_expired:,} expired"),
-        ("memories", "; ".join(made_by) or ("none: latent pools hold the texts" if found.num_pools else "none yet")),
-        *([("per memory", f"{found.bytes_per_memory / 1e3:.1f} kB")] if made_by else []),
-        ("latent pools", f"{found.num_pools}, {found.pool_bytes / 1e6:.1f} MB"),
+        ("namespace", numbers.namespace),
+        ("chunks", f"{numbers.num_chunks:,}, {numbers.num_tokens:,} tokens"),
+        ("hidden", f"{numbers.num_superseded:,} superseded, {numbers.num_expired:,} expired"),
+        ("memories", "; ".join(made_by) or ("none: latent pools hold the texts" if numbers.num_pools else "none yet")),
+        *([("per memory", f"{numbers.bytes_per_memory / 1e3:.1f} kB")] if made_by else []),
+        ("latent pools", f"{numbers.num_pools}, {numbers.pool_bytes / 1e6:.1f} MB"),
         ("search vectors", "; ".join(vectors) or "none"),
-        ("recalled", f"{found.num_recalls:,} times"),
-        ("on disk", f"{found.disk_bytes / 1e6:.1f} MB, format {found.format}"),
+        ("recalled", f"{numbers.num_recalls:,} times"),
+        ("on disk", f"{numbers.disk_bytes / 1e6:.1f} MB, format {numbers.format}"),
     ):
         say((f"{name:<16}", "bold"), clean(value))
 
@@ -97,7 +97,8 @@ def search(
     with open_bank(bank, namespace) as opened:
         from remanence.text.retrieve import Retriever
 
-        retriever = Retriever(opened, _embedder(model) if kind != "lexical" else None, kind)
+        needs_model = kind == "dense" or (kind == "hybrid" and opened.embedders())
+        retriever = Retriever(opened, _embedder(model) if needs_model else None, kind)
         hits = retriever.search(query, limit)
     if as_json:
         print_json({"retrieval": retriever.describe(), "hits": [_hit_json(hit) for hit in hits]})

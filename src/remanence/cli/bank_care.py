@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from remanence import answers
 from remanence.cli import options as o
-from remanence.cli.opening import check_bank, open_bank, open_session, prune_answers
+from remanence.cli.opening import check_bank, open_bank, open_session
 from remanence.cli.terminal import confirm, counted, err, fail, one_line, print_json, progress, say
 from remanence.errors import InputError
 
@@ -28,23 +27,22 @@ def forget(
     namespace: o.NamespaceOption = o.NAMESPACE,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Forget texts and all that was made of them. It cannot be undone.
+    """Forget texts, all that was made of them, and answers from them. It cannot be undone.
 
     An unknown id is an error, and then nothing is forgotten.
     """
     with open_bank(bank, namespace) as opened:
         chunks = opened.get(ids or []) + (opened.list(source=source, include_superseded=True) if source else [])
         if not chunks:
-            known = f"nothing is stored from source {source!r}" if source else "there is nothing to forget"
-            raise InputError(known, "give ids or a --source, as `remanence bank list` shows them")
+            problem = f"nothing is stored from source {source!r}" if source else "there is nothing to forget"
+            raise InputError(problem, "give ids or a --source, as `remanence bank list` shows them")
         if not yes:
             for chunk in chunks[:10]:
                 err().print(Text.assemble((f"  {chunk.id} ", "cyan"), one_line(chunk.text)), soft_wrap=True)
         confirm(f"Forget {counted(len(chunks), 'text', 'texts')} for good, and what was made of them?", yes)
         receipt = opened.forget([chunk.id for chunk in chunks])
-        num_answers = answers.scrub(bank, set(receipt.ids))
     if as_json:
-        print_json(asdict(receipt) | {"num_answers": num_answers})
+        print_json(asdict(receipt))
         return
     texts = counted(len(receipt.ids), "text", "texts")
     memories = counted(receipt.num_memories, "memory", "memories")
@@ -71,8 +69,8 @@ def verify(
             report = opened.verify()
     else:
         with open_session(bank, namespace, model, method, 0) as session, progress("Checking"):
-            known = session.fingerprint in session.bank.fingerprints()
-            recompute = session.recompute if known else None
+            has_memories = session.fingerprint in session.bank.fingerprints()
+            recompute = session.recompute if has_memories else None
             report = session.bank.verify(recompute, sample, fingerprint=session.fingerprint)
     if as_json:
         print_json({"ok": report.ok} | asdict(report))
@@ -94,7 +92,7 @@ def _show_report(report: VerifyReport) -> None:
     if report.ok:
         say(("All is as it was written.", "green"))
     else:
-        from remanence.bank.pooled import remedy
+        from remanence.bank.pool_files import remedy
 
         say(f"-> {remedy(report.problems)}")
 
@@ -105,13 +103,14 @@ def compact(
     """Give back disk space: what was forgotten or has expired leaves the disk."""
     with open_bank(bank, namespace) as opened, progress("Compacting"):
         receipt: CompactReceipt = opened.compact()
-        prune_answers(opened)
     if as_json:
         print_json(asdict(receipt))
         return
     before, after = receipt.bytes_before / 1e6, receipt.bytes_after / 1e6
-    gone = "what was forgotten is gone from disk" if receipt.bytes_gone else "some old files are still in use"
+    gone = "what was forgotten is gone from disk" if receipt.bytes_gone else "something of it may be left"
     say(f"{before:.1f} MB became {after:.1f} MB in {receipt.seconds:.1f} s; {gone}.")
+    for name in receipt.left:
+        fail(f"{name} may still hold what was forgotten: close what uses it and compact again, or remove it")
 
 
 def export(

@@ -156,7 +156,7 @@ def bank(path: Path, namespace: str, lm: LM | None, method: str) -> Iterator[Che
 
 
 def _verified(opened: Any) -> Iterator[Check]:
-    from remanence.bank.pooled import remedy
+    from remanence.bank.pool_files import remedy
 
     report = opened.verify()
     if report.ok:

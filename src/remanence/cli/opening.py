@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remanence import answers
 from remanence.cli.terminal import note, progress
-from remanence.errors import InputError, UnknownChunk
+from remanence.errors import InputError
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
@@ -42,18 +40,6 @@ def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:
     from remanence.bank import Bank
 
     return Bank.open(bank, namespace=namespace)
-
-
-def prune_answers(bank: Bank) -> None:
-    """What was forgotten or has expired, in this command or elsewhere, is not repeated by `why`."""
-
-    def is_live(id: str) -> bool:
-        with suppress(UnknownChunk):
-            return bool(bank.get([id]))
-        return False
-
-    if bank.path:
-        answers.prune(bank.path, bank.namespace, is_live)
 
 
 def check_bank(bank: Path) -> None:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remanence import answers
 from remanence.cli import options as o
 from remanence.cli.ask import recalled_line, reply_json
-from remanence.cli.opening import model_for, open_bank, open_session, prune_answers
+from remanence.cli.opening import model_for, open_bank, open_session
 from remanence.cli.terminal import clean, one_line, print_json, say
 from remanence.errors import InputError
 
 if TYPE_CHECKING:
-    from remanence.bank import Bank
+    from remanence.bank import Answer, Bank
     from remanence.types import Recall
 
 
@@ -37,8 +36,7 @@ def why(
     With --without ID the last question is asked again, with and without that memory.
     """
     with open_bank(bank, namespace) as opened:
-        prune_answers(opened)
-        found = answers.last(bank, namespace, 1 if without else last)
+        found = opened.answers(1 if without else last)
         if not found:
             raise InputError(
                 f"nothing was asked in bank '{bank}' yet, or what was asked has been forgotten",
@@ -55,7 +53,7 @@ def why(
             _show(answer, recalled)
 
 
-def _recalled(bank: Bank, answer: answers.Answer) -> list[Recall]:
+def _recalled(bank: Bank, answer: Answer) -> list[Recall]:
     """With the texts, which only the bank keeps."""
     from remanence.types import Recall
 
@@ -64,7 +62,7 @@ def _recalled(bank: Bank, answer: answers.Answer) -> list[Recall]:
     return [Recall(known.id, chunk.text, chunk.source, known.score, known.share) for known, chunk in pairs]
 
 
-def _as_asked(context: typer.Context, answer: answers.Answer, given: dict[str, Any]) -> dict[str, Any]:
+def _as_asked(context: typer.Context, answer: Answer, given: dict[str, Any]) -> dict[str, Any]:
     """Method and seed of the answer, unless others are named on the command line.
 
     A model that only the bank's file names is not loaded: the bank may be somebody else's.
@@ -76,7 +74,7 @@ def _as_asked(context: typer.Context, answer: answers.Answer, given: dict[str, A
     return given | {name: getattr(answer, name) for name in ("method", "seed") if name not in typed}
 
 
-def _compare(asked: answers.Answer, without: list[str], bank: Any, given: dict[str, Any], as_json: bool) -> None:
+def _compare(asked: Answer, without: list[str], bank: Any, given: dict[str, Any], as_json: bool) -> None:
     with open_session(bank, asked.namespace, **given) as session:
         other = session.generate(asked.question, **asked.options, without=without)
         reply = session.generate(asked.question, **asked.options)
@@ -91,11 +89,11 @@ def _compare(asked: answers.Answer, without: list[str], bank: Any, given: dict[s
             say(recalled_line(recall))
 
 
-def _json(answer: answers.Answer, recalled: list[Recall]) -> dict[str, Any]:
+def _json(answer: Answer, recalled: list[Recall]) -> dict[str, Any]:
     return asdict(answer) | {"recalled": [asdict(recall) for recall in recalled]}
 
 
-def _show(answer: answers.Answer, recalled: list[Recall]) -> None:
+def _show(answer: Answer, recalled: list[Recall]) -> None:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(answer.time))
     asked_of = one_line(f"{model_for(answer.method, answer.model)}, {answer.method}")
     say((one_line(answer.question), "bold"), (f"  {when}, {asked_of}", "dim"))

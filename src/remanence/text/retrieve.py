@@ -83,7 +83,9 @@ class Retriever:
         near = "" if self.embedder is None else f"cosine by {self.embedder.name} >= {self.min_cosine:g}"
         if self.embedder is None:
             how = "BM25 alone"
-            how += " (this model has no embedder, so there is no dense search)" if self.kind == "hybrid" else ""
+            how += (
+                " (no dense search: the model has no embedder, or the bank no vectors)" if self.kind == "hybrid" else ""
+            )
         elif self.kind == "dense":
             how, covers = "dense", ""
         either = " or the ".join(filter(None, (covers, near)))

@@ -33,7 +33,7 @@ def check_codec(codec: str) -> str:
 def encode(memory: Memory, codec: str = "bf16") -> bytes:
     """Safetensors bytes. A value that the codec cannot hold (NaN, infinite) is an InputError.
 
-    "bf16" and "fp32" give back what they were given if that was of this dtype; "int8" is off by at
+    "bf16" and "fp32" are exact for tensors of this dtype; "int8" is off by at
     most 1/254 of the largest absolute value of the same vector (the last dimension).
     """
     check_codec(codec)

@@ -18,7 +18,7 @@ MAX_TOKENS, MAX_CHARS = 2**31 - 1, 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Draft:
+class NewChunk:
     """A chunk before it is stored. `start` and `end` are characters of the document `source`.
 
     `expires`: seconds since 1970 (UTC), None: never. `supersedes`: the id of an older chunk of the
@@ -45,33 +45,23 @@ def chunk_id(namespace: str, text: str) -> str:
     return content_hash(namespace, text)[:16]
 
 
-def digest(*parts: str | bytes) -> str:
-    """32 hex digits over `parts`, each with its length, so that no two lists of parts collide."""
-    hasher = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        hasher.update(len(data).to_bytes(8, "little"))
-        hasher.update(data)
-    return hasher.hexdigest()[:32]
-
-
-def check_draft(draft: Draft) -> None:
-    """InputError where a draft could not be stored and read back unchanged."""
-    if not draft.text.strip():
-        raise InputError(f"a chunk's text is {draft.text!r}", "give a text with at least one word")
+def check_new_chunk(chunk: NewChunk) -> None:
+    """InputError where the chunk could not be stored and read back unchanged."""
+    if not chunk.text.strip():
+        raise InputError(f"a chunk's text is {chunk.text!r}", "give a text with at least one word")
     for name in ("text", "source"):
-        if bad := UNSTORABLE.search(getattr(draft, name)):
+        if bad := UNSTORABLE.search(getattr(chunk, name)):
             problem = f"a chunk's {name} has the character U+{ord(bad[0]):04X} at {bad.start()}"
             raise InputError(problem, "remove it: it is half of a broken character, or the text is a binary file")
-    counts = (draft.num_tokens, draft.start, draft.end)
+    counts = (chunk.num_tokens, chunk.start, chunk.end)
     if not (all(type(count) is int for count in counts) and _fits(*counts)):
-        span = f"num_tokens={draft.num_tokens!r}, start={draft.start!r}, end={draft.end!r}"
+        span = f"num_tokens={chunk.num_tokens!r}, start={chunk.start!r}, end={chunk.end!r}"
         raise InputError(f"a chunk has {span}", "use whole numbers of at least 0, and an end that is not before start")
-    if draft.expires is not None and not math.isfinite(draft.expires):
-        raise InputError(f"a chunk's expires is {draft.expires}", "give seconds since 1970, or None for never")
-    if not all(isinstance(value, str) for pair in draft.metadata.items() for value in pair):
-        raise InputError(f"a chunk's metadata is {dict(draft.metadata)!r}", "use strings as names and values")
-    if any(UNSTORABLE.search(value) for pair in draft.metadata.items() for value in pair):
+    if chunk.expires is not None and not math.isfinite(chunk.expires):
+        raise InputError(f"a chunk's expires is {chunk.expires}", "give seconds since 1970, or None for never")
+    if not all(isinstance(value, str) for pair in chunk.metadata.items() for value in pair):
+        raise InputError(f"a chunk's metadata is {dict(chunk.metadata)!r}", "use strings as names and values")
+    if any(UNSTORABLE.search(value) for pair in chunk.metadata.items() for value in pair):
         raise InputError("a chunk's metadata has a NUL or half of a broken character", "remove it")
 
 

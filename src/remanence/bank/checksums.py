@@ -1,4 +1,4 @@
-"""`sums.txt`: size and SHA-256 of every file that Lance wrote, so that one flipped byte anywhere is found."""
+"""Checksums of rows and payloads, and `sums.txt`: size and SHA-256 of every file that Lance wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ BLOCK_BYTES = 1 << 20
 Sum = tuple[str, int]
 
 
-class Seal:
+def digest(*parts: str | bytes) -> str:
+    """32 hex digits over `parts`, each with its length, so that no two lists of parts collide."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "little"))
+        hasher.update(data)
+    return hasher.hexdigest()[:32]
+
+
+class FileSums:
     """The sums of one bank's files. Lance never changes a file once written, so a sum holds until removal."""
 
     def __init__(self, root: Path) -> None:
@@ -29,7 +39,7 @@ class Seal:
         self.sums: dict[str, Sum] = {}
         self.cleanups: set[str] = set()
         self.damaged_lines: list[int] = []
-        self._seen: tuple[int, int, int] | None = None
+        self._read_stamp: tuple[int, int, int] | None = None
 
     @property
     def path(self) -> Path:
@@ -37,16 +47,16 @@ class Seal:
 
     def load(self) -> None:
         """Reads `sums.txt` again if it changed. A torn last line is what a killed writer leaves: not damage."""
-        seen = self._stamp()
-        if seen == self._seen and seen:
+        stamp = self._stamp()
+        if stamp == self._read_stamp and stamp:
             return
         self.sums, self.cleanups, self.damaged_lines = {}, set(), []
-        *lines, torn = self.path.read_bytes().split(b"\n") if seen else [b""]
+        *lines, torn = self.path.read_bytes().split(b"\n") if stamp else [b""]
         for number, line in enumerate(lines, start=1):
             self._read_line(number, line)
         if _parse(torn) or _parse(torn[:-1]):  # a whole line whose end was changed: nobody stopped there
             self.damaged_lines.append(len(lines) + 1)
-        self._seen = seen
+        self._read_stamp = stamp
 
     def _stamp(self) -> tuple[int, int, int] | None:
         try:
@@ -78,7 +88,7 @@ class Seal:
         except OSError:
             return  # the files themselves are safe; the next writer records them
         self.sums |= sums
-        self._seen = self._stamp()
+        self._read_stamp = self._stamp()
 
     def begin_cleanup(self, folder: str) -> None:
         """Says that files of `folder` are about to be removed on purpose."""
@@ -89,11 +99,11 @@ class Seal:
         """Drops the sums of files that are gone, and the note that they may be."""
         self.load()
         present = set(self.files(folder))
-        kept = {n: s for n, s in self.sums.items() if not n.startswith(f"{folder}/") or n in present}
-        lines = [_line(digest, size, name) for name, (digest, size) in kept.items()]
+        current = {n: s for n, s in self.sums.items() if not n.startswith(f"{folder}/") or n in present}
+        lines = [_line(digest, size, name) for name, (digest, size) in current.items()]
         lines += [_line(CLEANUP, 0, other) for other in sorted(self.cleanups - {folder})]
         write_whole(self.path, b"".join(lines))
-        self._seen = None
+        self._read_stamp = None
 
     def _append(self, lines: list[bytes]) -> None:
         with open(self.path, "ab+") as file:
@@ -119,22 +129,24 @@ class Seal:
     def problems(self) -> list[str]:
         """One line for each file or line that is not what was written."""
         self.load()
-        if not self._seen:
+        if not self._read_stamp:
             return [f"{FILE}: is missing"]
-        found = [f"{FILE}: line {number} is damaged" for number in self.damaged_lines]
+        problems = [f"{FILE}: line {number} is damaged" for number in self.damaged_lines]
         for name, (digest, size) in sorted(self.sums.items()):
             try:
                 changed = _sum_file(self.root / name) != (digest, size)
             except FileNotFoundError:
                 if name.split("/", 1)[0] not in self.cleanups:
-                    found.append(f"{name}: is missing")
+                    problems.append(f"{name}: is missing")
                 continue
             except OSError as error:
-                found.append(f"{name}: cannot be read ({error.strerror})")
+                problems.append(f"{name}: cannot be read ({error.strerror})")
                 continue
             if changed:
-                found.append(f"{name}: is not what was written")
-        return found + [f"{path}: is not what was written" for path in self.root.glob(HINTS) if not _hint_holds(path)]
+                problems.append(f"{name}: is not what was written")
+        return problems + [
+            f"{path}: is not what was written" for path in self.root.glob(HINTS) if not _hint_holds(path)
+        ]
 
 
 def _hint_holds(path: Path) -> bool:
