@@ -175,7 +175,7 @@ def test_stop_strings_end_the_answer_and_are_not_part_of_it(session: rm.Session)
         (lambda s: s.generate("\ud800"), "surrogate"),
         (lambda s: s.write("\ud800"), "surrogate"),
         (lambda s: s.generate("word " * 3000), "positions"),
-        (lambda s: s.generate("a", max_tokens=0), "max_tokens 0"),
+        (lambda s: s.generate("a", max_tokens=0), "max_tokens is 0"),
         (lambda s: s.generate("a", temperature=-1.0), "temperature"),
         (lambda s: s.generate("a", top_p=0.0), "top_p"),
         (lambda s: s.write("  \n "), "white space"),

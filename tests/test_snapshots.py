@@ -10,8 +10,8 @@ import torch
 from remanence.bank import Bank
 from remanence.errors import BankCorrupted, BankMismatch, InputError, UnknownChunk
 from remanence.methods.base import Reading
-from remanence.methods.mplus.bank_pool import in_order
-from remanence.methods.mplus.history import PoolHistory
+from remanence.methods.mplus.bank_pool import BankPool, reading_order
+from remanence.methods.mplus.pool import PoolHistory
 from remanence.session import Session
 from remanence.sources import BankSource
 from remanence.text.formats import Document
@@ -32,9 +32,13 @@ def session():
         yield session
 
 
+def state(session: Session) -> BankPool:
+    assert isinstance(session._state, BankPool)
+    return session._state
+
+
 def pool(session: Session) -> PoolHistory:
-    assert session._pool is not None
-    return session._pool.now()
+    return state(session).update()
 
 
 def ask(session: Session, **options) -> str:
@@ -105,10 +109,10 @@ def test_rollback_is_the_moment_before_bit_for_bit(session):
     before, answer = session.snapshot(), ask(session)
     for text in OTHERS:
         session.write(text)
-    assert ask(session) != answer or not equal(pool(session).pool, before.kept.pool)
+    assert ask(session) != answer or not equal(pool(session).pool, before.state.pool)
     receipt = session.rollback(before)
     assert len(receipt.ids) == len(OTHERS)
-    assert equal(pool(session).pool, before.kept.pool)
+    assert equal(pool(session).pool, before.state.pool)
     assert ask(session) == answer
 
 
@@ -152,7 +156,7 @@ def test_a_saved_moment_is_loaded_whole_or_not_at_all(session, tmp_path: Path):
         assert len(other.bank) == 0
     with pytest.raises(InputError, match="new or empty folder"):
         session.save(tmp_path / "kept")
-    with Session(LM, None, METHOD) as other, pytest.raises(InputError, match="no saved moment"):
+    with Session(LM, None, METHOD) as other, pytest.raises(InputError, match="no saved session"):
         other.load(tmp_path)
 
 
@@ -204,11 +208,9 @@ def test_a_text_forgotten_elsewhere_while_a_session_ends_is_in_no_file(tmp_path:
         pool(session)
         with Bank.open(tmp_path / "bank") as other:
             other.forget([ids[1]])
-        assert session._pool is not None
-        assert not session.bank.keep_pool("f" * 64, session._pool.ids, lambda path: path.write_text("rows"))
+        assert not session.bank.keep_pool("f" * 64, state(session).ids, lambda path: path.write_text("rows"))
     with Session(LM, tmp_path / "bank", METHOD) as session:
-        assert session._pool is not None
-        assert not {id for write in session._pool._held().writes for id in write.ids} & {ids[1]}
+        assert not {id for write in state(session)._held().writes for id in write.ids} & {ids[1]}
         assert equal(pool(session).pool, never_read(TEXTS[0], *TEXTS[2:]).pool)
 
 
@@ -247,8 +249,7 @@ def test_a_text_that_was_forgotten_before_the_session_ended_is_in_no_file(tmp_pa
         ids = [id for text in TEXTS for id in session.write(text, source=text[:3]).ids]
         session.forget(ids[2])
     with Session(LM, tmp_path / "bank", METHOD) as session:
-        assert session._pool is not None
-        held = session._pool._held()
+        held = state(session)._held()
         assert not {id for write in held.writes for id in write.ids} & {ids[2]}
         assert equal(pool(session).pool, never_read(TEXTS[0], TEXTS[1], TEXTS[3]).pool)
 
@@ -270,8 +271,7 @@ def test_hidden_states_that_are_not_finite_enter_neither_pool_nor_bank(session, 
     monkeypatch.setattr(type(METHOD), "encode", lambda self, lm, last, chunks: torch.full_like(last, torch.nan))
     with pytest.raises(InputError, match="not finite"):
         session.write(OTHERS[0])
-    assert session._pool is not None
-    assert session._pool._kept is before
+    assert state(session)._history is before
     assert session.bank.list() == texts
     (cold,) = session.write(OTHERS[0], warm=False).ids
     with pytest.raises(
@@ -282,15 +282,15 @@ def test_hidden_states_that_are_not_finite_enter_neither_pool_nor_bank(session, 
     monkeypatch.setattr(type(METHOD), "encode", sound)
     session.forget(cold)
     session.write(OTHERS[1])
-    assert equal(pool(session).pool, never_read(*(chunk.text for chunk in in_order(session.bank.list()))).pool)
+    assert equal(pool(session).pool, never_read(*(chunk.text for chunk in reading_order(session.bank.list()))).pool)
 
 
 def test_a_text_far_behind_the_best_is_not_named(session):
     chunks = session.bank.list()
     recall = BankSource(LM, METHOD, session.bank, session.retriever)
     shares = dict(zip([chunk.id for chunk in chunks], (0.2, 0.04, 0.06), strict=False))
-    told = METHOD.told(recall, Reading(((1,),), None, None, (((0, ()),),)), [shares])
-    assert [hit.score for hit in told.groups[0][0][1]] == [0.2, 0.06]
+    reading = METHOD.attribute(recall, Reading(((1,),), None, None, (((0, ()),),)), [shares])
+    assert [hit.score for hit in reading.groups[0][0][1]] == [0.2, 0.06]
 
 
 def test_a_model_without_latent_memory_is_refused_by_name():

@@ -164,16 +164,16 @@ class Memory3(Method):
         """Keys and values of `<s>Reference:` at every layer; the constant that text sees in all layers (§3.2)."""
         return lm.constant(self.prefix_ids(lm))
 
-    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, memory_source: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         """Each 64-token chunk of a prompt gets the memories that it retrieves itself (§3.1); one masked pass."""
         groups, hits = [], []
         for prompt in prompts:
             found = [
-                (start, tuple(recall.hits(query, self.config.num_memories)))
+                (start, tuple(memory_source.hits(query, self.config.num_memories)))
                 for start, query in self._chunks(lm, prompt)
             ]
             hits.append(tuple(found))
-            groups.append([Group(start, self._load(lm, recall, chunk)) for start, chunk in found])
+            groups.append([Group(start, self._load(lm, memory_source, chunk)) for start, chunk in found])
         lead = self.lead(lm)
         prefix = self.prefix(lm, groups, [len(prompt.ids) for prompt in prompts], lead)
         return Reading(
@@ -184,43 +184,45 @@ class Memory3(Method):
             memory_tokens=tuple(max(num_slots(group) for group in row) for row in groups),
         )
 
-    def refresh(self, lm: LM, recall: MemorySource, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
+    def refresh(
+        self, lm: LM, memory_source: MemorySource, reading: Reading, sequences: Sequence[Sequence[int]]
+    ) -> Reading:
         """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
         if self.config.refresh_tokens is None:
             return reading
-        hits = [
-            tuple(recall.hits(lm.decode(row[-self.config.chunk_tokens :]), self.config.num_memories)) if row else ()
-            for row in rows
-        ]
-        groups = [[Group(0, self._load(lm, recall, row))] for row in hits]
+        size, limit = self.config.chunk_tokens, self.config.num_memories
+        hits = [tuple(memory_source.hits(lm.decode(ids[-size:]), limit)) if ids else () for ids in sequences]
+        groups = [[Group(0, self._load(lm, memory_source, new))] for new in hits]
         return replace(
             reading,
-            decoding=self.prefix(lm, groups, [1] * len(rows)),
+            decoding=self.prefix(lm, groups, [1] * len(sequences)),
             groups=tuple(
-                (*old, (len(row) - 1, new)) if row else old
-                for old, row, new in zip(reading.groups, rows, hits, strict=True)
+                (*old, (len(ids) - 1, new)) if ids else old
+                for old, ids, new in zip(reading.groups, sequences, hits, strict=True)
             ),
         )
 
     @torch.no_grad()
-    def shares(
-        self, lm: LM, recall: MemorySource, reading: Reading, rows: Sequence[Sequence[int]]
+    def attention_shares(
+        self, lm: LM, memory_source: MemorySource, reading: Reading, sequences: Sequence[Sequence[int]]
     ) -> list[dict[str, float]]:
-        """Attention mass on each memory: mean over memory layers, heads, and the tokens that predict the answer."""
-        return [self._share(lm, recall, reading, i, row) for i, row in enumerate(rows)]
+        """Attention to each memory: mean over memory layers, heads, and the tokens that predict the answer."""
+        return [self._shares_of(lm, memory_source, reading, b, ids) for b, ids in enumerate(sequences)]
 
-    def _share(self, lm: LM, recall: MemorySource, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
-        groups = [Group(start, self._load(lm, recall, hits)) for start, hits in reading.groups[i]]
-        owners = [hit.chunk.id for _, hits in reading.groups[i] for hit in hits]
-        first = len(reading.prompts[i]) - 1  # the prompt's last token predicts the answer's first
-        if not owners or len(row) - 1 <= first:
+    def _shares_of(
+        self, lm: LM, memory_source: MemorySource, reading: Reading, b: int, ids: Sequence[int]
+    ) -> dict[str, float]:
+        groups = [Group(start, self._load(lm, memory_source, hits)) for start, hits in reading.groups[b]]
+        owners = [hit.chunk.id for _, hits in reading.groups[b] for hit in hits]
+        first = len(reading.prompts[b]) - 1  # the prompt's last token predicts the answer's first
+        if not owners or len(ids) - 1 <= first:
             return {}
-        prefix = self.prefix(lm, [groups], [len(row) - 1])
-        ids_BT = torch.tensor([row[:-1]], device=lm.device)
-        positions_BT = prefix.offset_tokens + torch.arange(len(row) - 1, device=lm.device)[None]
+        prefix = self.prefix(lm, [groups], [len(ids) - 1])
+        ids_BT = torch.tensor([ids[:-1]], device=lm.device)
+        positions_BT = prefix.offset_tokens + torch.arange(len(ids) - 1, device=lm.device)[None]
         layers = frozenset(self.config.memory_layers)
-        seen = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix, role=lm.reads_as)
-        mass_M = torch.stack([attention_mass(shown, first) for shown in seen.values()]).mean(0)
+        records = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix, role=lm.reads_as)
+        mass_M = torch.stack([attention_mass(record, first) for record in records.values()]).mean(0)
         shares: dict[str, float] = dict.fromkeys(owners, 0.0)
         column = len(self.prefix_ids(lm))
         for owner, memory in zip(owners, (m for group in groups for m in group.memories), strict=True):
@@ -229,9 +231,9 @@ class Memory3(Method):
             column += width
         return shares
 
-    def _load(self, lm: LM, recall: MemorySource, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
+    def _load(self, lm: LM, memory_source: MemorySource, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
         """In the model's own dtype, so that keys that are moved are rounded once."""
-        return tuple(memory.to(lm.device, lm.dtype) for memory in recall.memories(hits))
+        return tuple(memory.to(lm.device, lm.dtype) for memory in memory_source.memories(hits))
 
     def _chunks(self, lm: LM, prompt: Prompt) -> list[tuple[int, str]]:
         """(first token, search words) of each chunk; a short prompt is one chunk and searches with its question.

@@ -79,7 +79,6 @@ class MPlusModules(nn.Module):
             made.long = long
         elif lm.bos:
             with torch.no_grad():
-                made.bos_LC.copy_(
-                    lm.model.get_input_embeddings().weight[lm.bos[0]].float().expand(lm.dims.num_layers, -1)
-                )
+                embedding_VC = lm.model.get_input_embeddings().get_parameter("weight")
+                made.bos_LC.copy_(embedding_VC[lm.bos[0]].float().expand(lm.dims.num_layers, -1))
         return made.to(lm.device, lm.dtype).eval()

@@ -17,7 +17,7 @@ from remanence.methods.mplus.retriever import scores
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankerInput:
     """What a layer is asked with: the hidden states that enter its attention; `mask_BT` marks text.
 
     `key_NEs`: the search keys of long-term memory where they were fetched ahead; None: they come as they are needed.
@@ -34,25 +34,25 @@ class Asked:
         return pool.long.blocks.keys(self.layer) if self.key_NEs is None else self.key_NEs
 
 
-Choice = Callable[[Asked, Pool], Tensor]
+Ranker = Callable[[RankerInput, Pool], Tensor]
 """score_BM of all rows of a pool's long-term memory, those that are gone too."""
 
 
-def trained(asked: Asked, pool: Pool) -> Tensor:
+def trained(asked: RankerInput, pool: Pool) -> Tensor:
     """The co-trained retriever (M+ §3.2)."""
     query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
     parts = [scores(query_BTE, key_NE, asked.mask_BT) for key_NE in asked.keys(pool)]
     return torch.cat(parts, dim=1)
 
 
-def by_write(rows: int) -> Choice:
+def by_write(rows: int) -> Ranker:
     """The co-trained retriever asked for whole writes of `rows` clock ticks each: a question finds a passage.
 
     A write scores the mean over tokens of its best row's sigmoid; of one write the better rows come first. Rows that a
     new pool began with are nobody's text and are never read.
     """
 
-    def choice(asked: Asked, pool: Pool) -> Tensor:
+    def choice(asked: RankerInput, pool: Pool) -> Tensor:
         blocks, layer = pool.long.blocks, asked.layer
         born_M = blocks.born(layer)
         best = _best(asked, asked.keys(pool), born_M, pool.long.alive(layer) & (born_M > 0), rows)
@@ -71,7 +71,7 @@ class _Best:
     row_BM: Tensor
 
 
-def _best(asked: Asked, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor, rows: int) -> _Best:
+def _best(asked: RankerInput, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor, rows: int) -> _Best:
     """Rows that do not count score 0. Keys come a block at a time."""
     query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
     write_M = (born_M - 1).div(rows, rounding_mode="floor")
@@ -88,7 +88,7 @@ def _best(asked: Asked, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor
     return _Best(_masked_mean(best_BTW, asked.mask_BT).double(), write_M, torch.cat(parts, dim=1))
 
 
-def relevance(asked: Asked, pool: Pool, rows: int) -> Tensor:
+def relevance(asked: RankerInput, pool: Pool, rows: int) -> Tensor:
     """score_B of the write that a layer finds best, whether its rows are in the pool still or in long-term memory."""
     long, layer = pool.long, asked.layer
     normed_NC = norm_of(asked.lm.model, layer)(pool.row_LNC[layer].to(asked.hidden_BTC))
@@ -98,7 +98,7 @@ def relevance(asked: Asked, pool: Pool, rows: int) -> Tensor:
     return _best(asked, keys, born_NM, counts_NM, rows).score_BW.amax(1)
 
 
-def recent(asked: Asked, pool: Pool) -> Tensor:
+def recent(asked: RankerInput, pool: Pool) -> Tensor:
     """The rows that were written last."""
     born_M = pool.long.blocks.born(asked.layer)
     return born_M.double().expand(len(asked.hidden_BTC), -1)
@@ -107,7 +107,7 @@ def recent(asked: Asked, pool: Pool) -> Tensor:
 ATTENDED_ROWS = 4096
 
 
-def attended(asked: Asked, pool: Pool) -> Tensor:
+def attended(asked: RankerInput, pool: Pool) -> Tensor:
     """By the model's own attention, as in the paper's ablation M+-Attn: the mean over tokens and heads of its weights.
 
     Queries and keys are those of position 0, so that a row's place does not count. Two passes over blocks of rows, one
@@ -123,7 +123,7 @@ def attended(asked: Asked, pool: Pool) -> Tensor:
     return torch.cat([_masked_mean((part - sum_BHT1).exp().mean(1), asked.mask_BT) for part in parts], dim=1)
 
 
-def _logits(asked: Asked, pool: Pool, query_BHTD: Tensor) -> Iterator[Tensor]:
+def _logits(asked: RankerInput, pool: Pool, query_BHTD: Tensor) -> Iterator[Tensor]:
     """logit_BHTM of attention to all rows in long-term memory, a block at a time."""
     blocks, hidden_BTC = pool.long.blocks, asked.hidden_BTC
     for start in range(0, blocks.num_rows, ATTENDED_ROWS):
@@ -135,20 +135,20 @@ def _logits(asked: Asked, pool: Pool, query_BHTD: Tensor) -> Iterator[Tensor]:
         yield (query_BHTD @ key_HND.transpose(-1, -2)) * key_GND.shape[-1] ** -0.5
 
 
-def at_random(seed: int) -> Choice:
+def at_random(seed: int) -> Ranker:
     """Rows by lot, other ones for every layer."""
 
-    def choice(asked: Asked, pool: Pool) -> Tensor:
+    def choice(asked: RankerInput, pool: Pool) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1000 + asked.layer)
         return torch.rand(len(asked.hidden_BTC), pool.long.blocks.num_rows, generator=generator)
 
     return choice
 
 
-def oracle(born: Callable[[int], Tensor]) -> Choice:
+def oracle(born: Callable[[int], Tensor]) -> Ranker:
     """The rows that were born when `born(row of the batch)` says (clocks), then the newest: an upper bound."""
 
-    def choice(asked: Asked, pool: Pool) -> Tensor:
+    def choice(asked: RankerInput, pool: Pool) -> Tensor:
         born_M = pool.long.blocks.born(asked.layer)
         wanted = [torch.isin(born_M, born(b)) for b in range(len(asked.hidden_BTC))]
         return torch.stack(wanted).double() + born_M.double() * 1e-12
