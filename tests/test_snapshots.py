@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ import torch
 from remanence.bank import Bank
 from remanence.errors import BankCorrupted, BankMismatch, InputError, UnknownChunk
 from remanence.methods.base import Reading
-from remanence.methods.mplus.bank_pool import BankPool, reading_order
+from remanence.methods.mplus.bank_pool import POOL_FILE, BankPool, reading_order
 from remanence.methods.mplus.pool import PoolHistory
 from remanence.session import Session
 from remanence.sources import BankSource
+from remanence.tensor_file import read_tensors, write_tensors
 from remanence.text.formats import Document
 from tests.methods.mplus.helpers import small, small_lm
 from tests.methods.mplus.test_pool_file import equal
@@ -296,3 +299,46 @@ def test_a_text_far_behind_the_best_is_not_named(session):
 def test_a_model_without_latent_memory_is_refused_by_name():
     with pytest.raises(InputError, match="'tiny' has no latent memory"):
         Session("tiny", None, "mplus")
+
+
+def test_folders_that_the_first_release_saved_are_loaded(tmp_path: Path):
+    """`pool.safetensors` was written for the small model of another machine, so its fingerprint is written anew."""
+    saved = Path(__file__).parent / "golden" / "sessions"
+    with Session(LM, None, "memory3") as session:
+        session.load(saved / "memory3")
+        assert [chunk.text for chunk in session.bank.list()] == TEXTS
+    copy = tmp_path / "mplus"
+    shutil.copytree(saved / "mplus", copy)
+    metadata, tensors = read_tensors(copy / POOL_FILE)
+    with Session(LM, None, METHOD) as session:
+        write_tensors(copy / POOL_FILE, tensors, {**metadata, "fingerprint": state(session).fingerprint})
+        session.load(copy)
+        assert [chunk.text for chunk in session.bank.list()] == TEXTS
+        loaded = state(session)._history
+        assert loaded is not None
+        assert [len(write.ids) for write in loaded.writes] == [1] * len(TEXTS)
+        assert {id for write in loaded.writes for id in write.ids} == {chunk.id for chunk in session.bank.list()}
+        assert torch.equal(loaded.pool.row_LNC, tensors["row_LNC"])
+        assert torch.equal(loaded.pool.long.blocks.parts()["long.row"], tensors["long.row"])
+        assert pool(session) is not None
+        assert state(session)._history is loaded, "the writes are those of the bank's texts: nothing is read again"
+
+
+def test_a_saved_session_has_the_files_of_the_first_release(session, tmp_path: Path):
+    session.save(tmp_path / "new")
+    saved = Path(__file__).parent / "golden" / "sessions" / "mplus"
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(file.name for file in saved.iterdir())
+    assert (tmp_path / "new" / "moment.json").read_bytes() == (saved / "moment.json").read_bytes()
+    (new_metadata, new), (metadata, old) = (read_tensors(folder / POOL_FILE) for folder in (tmp_path / "new", saved))
+    assert new_metadata.keys() == metadata.keys()
+    assert json.loads(new_metadata["numbers"]).keys() == json.loads(metadata["numbers"]).keys()
+    assert {name: (t.shape, t.dtype) for name, t in new.items()} == {
+        name: (t.shape, t.dtype) for name, t in old.items()
+    }
+
+
+def test_without_attribution_nothing_is_measured_and_the_answer_is_the_same(session):
+    reply = session.generate("Who owns a cat?", max_tokens=8, attribution=False)
+    assert reply.text == ask(session)
+    assert reply.recalled == []
+    assert reply.usage.memory_tokens > 0

@@ -99,7 +99,7 @@ def _load_plugin(point: EntryPoint) -> type[Method]:
     """Raises InputError with the reason, whatever the other package does when it is imported."""
     try:
         cls = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{type(error).__name__}: {error}", "update or remove that package") from error
     if not _is_method(cls) or getattr(cls, "__abstractmethods__", None) or not getattr(cls, "presets", None):
         hint = "a method is a subclass of remanence.methods.Method with `name`, `presets` and `read`"
