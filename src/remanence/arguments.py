@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -89,9 +89,20 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (str.__str__(value),)
     hint = "give a str, or a list of them"
-    if isinstance(value, bytes | bytearray) or not isinstance(value, Iterable):
+    items = each(value)
+    if items is None:
         raise InputError(f"{name} is {shown(value)}", hint)
-    return tuple(string(f"one of {name}", item, hint) for item in value)
+    return tuple(string(f"one of {name}", item, hint) for item in items)
+
+
+def each(value: Any) -> Iterator[Any] | None:
+    """An iterator over a list, a tuple, a generator and their like; None for a str, bytes, a mapping, a scalar."""
+    if isinstance(value, str | bytes | bytearray | Mapping):
+        return None
+    try:
+        return iter(value)
+    except TypeError:  # an array without a dimension has __iter__ too
+        return None
 
 
 def folder(name: str, value: Any) -> Path:

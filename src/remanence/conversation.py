@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from remanence.arguments import shown, string
+from remanence.arguments import each, shown, string
 from remanence.errors import InputError, suggest
 from remanence.text.decode import check_text
 
@@ -57,11 +57,12 @@ def parse(prompt: object) -> Conversation:
         string("the prompt", prompt)
     if isinstance(prompt, Mapping) or (hasattr(prompt, "role") and hasattr(prompt, "content")):
         raise InputError("the prompt is one message, no conversation", "put it in a list")
-    if not isinstance(prompt, Iterable):
+    items = each(prompt)
+    if items is None:
         raise InputError(f"the prompt is {shown(prompt)}", hint)
     messages: list[Message] = []
     asked = ""
-    for number, raw in enumerate(prompt, 1):
+    for number, raw in enumerate(items, 1):
         role, text = _message(raw, f"message {number}")
         if role == "assistant" and not text:
             continue
@@ -100,9 +101,10 @@ def _text(content: object, where: str) -> str:
     if isinstance(content, str):
         return str.__str__(content)
     hint = 'give a str, or parts such as {"type": "text", "text": "…"}'
-    if isinstance(content, bytes | bytearray | Mapping) or not isinstance(content, Iterable):
+    parts = each(content)
+    if parts is None:
         raise InputError(f"the content of {where} is {shown(content)}", hint)
-    return "\n".join(_part(part, f"content part {n} of {where}", hint) for n, part in enumerate(content, 1))
+    return "\n".join(_part(part, f"content part {n} of {where}", hint) for n, part in enumerate(parts, 1))
 
 
 def _part(part: object, where: str, hint: str) -> str:
@@ -126,11 +128,11 @@ def _calls(raw: object, role: str, where: str) -> Iterator[str]:
         yield refusal
     calls = _field(raw, "tool_calls")
     old_call = _field(raw, "function_call")
-    functions = [] if old_call is None else [old_call]
-    if calls is not None and (isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Iterable)):
+    items = each(() if calls is None else calls)
+    if items is None:
         raise InputError(f"tool_calls of {where} are {shown(calls)}", "give a list of calls")
-    functions += [_field(call, "function") for call in calls or ()]
-    for function in functions:
+    functions = [] if old_call is None else [old_call]
+    for function in [*functions, *(_field(call, "function") for call in items)]:
         name, arguments = _field(function, "name"), _field(function, "arguments")
         if not isinstance(name, str):
             raise InputError(

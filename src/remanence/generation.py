@@ -86,9 +86,10 @@ class Options:
 
 def parse_prompts(lm: LM, prompts: object) -> list[Prompt]:
     """Token ids and question of each prompt of a batch; see `conversation.parse`."""
-    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+    items = arguments.each(prompts)
+    if items is None:
         raise InputError(f"the batch is {arguments.shown(prompts)}", "give a list of questions or conversations")
-    parsed = [conversation.parse(prompt) for prompt in prompts]
+    parsed = [conversation.parse(prompt) for prompt in items]
     return [Prompt(tuple(conversation.token_ids(lm, one.messages)), one.question) for one in parsed]
 
 

@@ -180,10 +180,11 @@ def _piece_of(chunk: Chunk, piece: Piece) -> Draft:
 
 def checked_documents(documents: object) -> Iterator[Document]:
     """Documents of any objects that have `text` and `source`. Raises InputError for the first that cannot be used."""
-    if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
+    items = arguments.each(documents)
+    if items is None:
         hint = "give a list of documents; for one text there is `Session.write`"
         raise InputError(f"documents are {arguments.shown(documents)}", hint)
-    return (_document(raw, f"document {number}") for number, raw in enumerate(documents, 1))
+    return (_document(raw, f"document {number}") for number, raw in enumerate(items, 1))
 
 
 def _document(raw: Any, where: str) -> Document:

@@ -6,7 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -154,11 +153,14 @@ class BankPool(MethodState):
         self._history: PoolHistory | None = None
         self._read_ids: list[str] | None = None
         self._saved: tuple[Write, ...] = ()
+        self._fingerprint = ""
 
-    @cached_property
-    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (computed once)
+    @property
+    def fingerprint(self) -> str:
         """SHA-256 (hex): a pool is valid for exactly this model, method, config and seed."""
-        return hashlib.sha256(f"{self.method.fingerprint(self.lm)} {self.seed}".encode()).hexdigest()
+        if not self._fingerprint:
+            self._fingerprint = hashlib.sha256(f"{self.method.fingerprint(self.lm)} {self.seed}".encode()).hexdigest()
+        return self._fingerprint
 
     def update(self, without: Collection[str] = (), on_progress: Callable[[int], None] | None = None) -> PoolHistory:
         """See `MethodState.update`. With `without` the pool reads again what follows the first of these ids."""
