@@ -61,18 +61,18 @@ def parse(prompt: object) -> Conversation:
     if items is None:
         raise InputError(f"the prompt is {shown(prompt)}", hint)
     messages: list[Message] = []
-    asked = ""
+    question = ""
     for number, raw in enumerate(items, 1):
         role, text = _message(raw, f"message {number}")
         if role == "assistant" and not text:
             continue
         if role == "user":
-            asked = text
+            question = text
         messages.append({"role": ROLES[role], "content": text})
     if not messages:
         raise InputError("the conversation is empty", "ask a question of at least one word")
-    asked = asked if asked.strip() else messages[-1]["content"]
-    return Conversation(tuple(messages), check_text(asked, "the question"))
+    question = question if question.strip() else messages[-1]["content"]
+    return Conversation(tuple(messages), check_text(question, "the question"))
 
 
 def _message(raw: object, where: str) -> tuple[str, str]:

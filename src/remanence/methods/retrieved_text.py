@@ -13,7 +13,7 @@ from remanence.types import Hit
 
 @dataclass(frozen=True)
 class RetrievedTextConfig:
-    """As many references as Memory³ reads, found with the question or the prompt's last `query_tokens`."""
+    """As many references as Memory³ reads, retrieved with the question or the prompt's last `query_tokens` tokens."""
 
     num_references: int = 5
     query_tokens: int = 64

@@ -1,4 +1,4 @@
-"""Memory³ (arXiv 2407.01178): references become sparse keys and values that self-attention reads back."""
+"""The method Memory³ (arXiv 2407.01178): references become sparse keys and values that self-attention reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Memory3Config:
     `kept_tokens` None keeps every token. `positions`: "parallel" puts all references in one interval of
     `reference_tokens` positions (§3.3), "consecutive" one after the other, keys rotated to their place.
     `selection`: the softmax of the formula, or "exp", the denominator-free weights of the authors' code.
-    `refresh_tokens` None: memory is read once per prompt and kept.
+    `refresh_tokens` None: memory is read once for each prompt.
     """
 
     memory_layers: tuple[int, ...]
@@ -69,10 +69,10 @@ def dense(lm: LM) -> Memory3Config:
 
 @dataclass(frozen=True)
 class Written:
-    """A batch of references as memory layers L have them: their kept keys and values, and how they were chosen.
+    """A batch of references at the memory layers L: the keys and values that are kept, and how they were selected.
 
-    `index_BLGN` int32, -1 where a head has kept fewer. `weight_BLGT` float32 (None where every token is kept and
-    nobody asked): attention received, -inf at padding. `seen`: the attention of each memory layer.
+    `index_BLGN` (int32): positions in the reference, -1 where a head keeps fewer. `weight_BLGT` (float32): attention
+    that each token received, -inf at padding; None where every token is kept. `seen`: the attention of each layer.
     """
 
     key_BLGND: Tensor
@@ -83,7 +83,7 @@ class Written:
 
 
 class Memory3(Method):
-    """Reads and writes explicit memory. Source: Memory³ §3; the choices it leaves open are in docs/memory3.md."""
+    """Memory³ (https://arxiv.org/abs/2407.01178, §3); docs/memory3.md lists what the paper leaves open."""
 
     name: ClassVar[str] = "memory3"
     presets: ClassVar = {"paper": paper, "dense": dense}
@@ -129,8 +129,8 @@ class Memory3(Method):
         real_BT = torch.arange(longest, device=lm.device) < num_tokens_B[:, None]
         layers, weighed = self.config.memory_layers, gradient or self.config.kept_tokens is not None
         ids_BT = torch.tensor(pad, device=lm.device)
-        found = capture(lm.model, ids_BT, frozenset(layers), pre_rope=weighed, gradient=gradient, role=lm.writes_as)
-        seen = [found[layer] for layer in layers]
+        records = capture(lm.model, ids_BT, frozenset(layers), pre_rope=weighed, gradient=gradient, role=lm.writes_as)
+        seen = [records[layer] for layer in layers]
         weights = [self._weigh(shown, len(lead), real_BT) for shown in seen] if weighed else []
         every = real_BT[:, None].expand(-1, seen[0].key_BGSD.shape[1], -1).float()
         keys, values, indices = [], [], []
@@ -168,12 +168,12 @@ class Memory3(Method):
         """Each 64-token chunk of a prompt gets the memories that it retrieves itself (§3.1); one masked pass."""
         groups, hits = [], []
         for prompt in prompts:
-            found = [
+            retrieved = [
                 (start, tuple(memory_source.hits(query, self.config.num_memories)))
                 for start, query in self._chunks(lm, prompt)
             ]
-            hits.append(tuple(found))
-            groups.append([Group(start, self._load(lm, memory_source, chunk)) for start, chunk in found])
+            hits.append(tuple(retrieved))
+            groups.append([Group(start, self._load(lm, memory_source, chunk)) for start, chunk in retrieved])
         lead = self.lead(lm)
         prefix = self.prefix(lm, groups, [len(prompt.ids) for prompt in prompts], lead)
         return Reading(
@@ -187,7 +187,7 @@ class Memory3(Method):
     def refresh(
         self, lm: LM, memory_source: MemorySource, reading: Reading, sequences: Sequence[Sequence[int]]
     ) -> Reading:
-        """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
+        """New memories for the next 64 generated tokens, retrieved with the last 64 (§3.1)."""
         if self.config.refresh_tokens is None:
             return reading
         size, limit = self.config.chunk_tokens, self.config.num_memories

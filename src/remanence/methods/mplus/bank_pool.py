@@ -125,7 +125,7 @@ def _written(lm: LM, method: PoolWriter, pool: Pool, group: Sequence[Chunk]) -> 
 
 
 def _before(history: PoolHistory, num_writes: int) -> PoolHistory:
-    """`history` after its first writes, at most `num_writes`: as many as a pool is kept of."""
+    """`history` after its first writes, at most `num_writes`: the nearest for which a pool exists."""
     if num_writes == len(history.writes):
         return history
     number, pool = next((n, pool) for n, pool in reversed(history.snapshots) if n <= num_writes)

@@ -108,7 +108,7 @@ class MPlus(Method):
     # -- writing ---------------------------------------------------------------------------------------------
 
     def fresh(self, lm: LM, seed: int = 0, folder: Path | None = None) -> Pool:
-        """The pool before the first write. `folder`: where rows of long-term memory are kept; None in RAM."""
+        """The pool before the first write. `folder`: where long-term memory is stored; None: in RAM."""
         c, L, C = self.config, lm.dims.num_layers, lm.dims.width
         blocks = Blocks(Place(c.precision, folder), L, C, c.key_width)
         capacity_rows = c.capacity_rows if c.capacity_bytes is None else c.capacity_bytes // blocks.bytes_of_row

@@ -20,7 +20,7 @@ class Pool:
     """The pool after a write (M+ §3.1). A value: a write makes a new one.
 
     `row_LNC`: hidden states in the model's dtype, oldest first. `born_LN` (int64): the clock when each was written.
-    `clock` counts the rows that each layer has been given, so that a row's age is `clock - born`. `long`: the rows
+    `clock` counts the rows that were written to each layer, so that a row's age is `clock - born`. `long`: the rows
     that the pool has dropped. `random` (uint8): the state of the generator that the next write draws from.
     """
 
