@@ -14,12 +14,13 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 LAYERS = (
     ("types", "errors"),
+    ("arguments",),
     ("files",),
     ("tensor_file",),
     ("provenance", "lm", "bank", "text", "data"),
     ("methods",),
-    ("sources",),
-    ("snapshots",),
+    ("sources", "conversation"),
+    ("snapshots", "ingest"),
     ("generation",),
     ("session",),
     ("serve", "train", "eval", "bench"),
@@ -31,6 +32,7 @@ LEVEL = {part: level for level, line in enumerate(LAYERS) for part in line}
 REASON = {
     "types": "a noun must not know who uses it",
     "errors": "an error must not know who raises it",
+    "arguments": "a check of a value must not know what it is for",
     "files": "a file must not know what is in it",
     "tensor_file": "a file must not know what its tensors mean",
     "provenance": "where a figure comes from must not depend on what was measured",

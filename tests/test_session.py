@@ -84,6 +84,13 @@ def test_the_stream_is_the_answer(session: rm.Session):
     assert text.strip() == session.generate(QUESTION, max_tokens=20, temperature=1.0, seed=5).text
 
 
+def test_without_attribution_no_share_is_measured(session: rm.Session):
+    with_shares, without = (session.generate(QUESTION, max_tokens=8, attribution=flag) for flag in (True, False))
+    assert without.text == with_shares.text
+    assert [recall.id for recall in without.recalled] == [recall.id for recall in with_shares.recalled]
+    assert [recall.share for recall in without.recalled] == [None]
+
+
 def test_seeds_repeat_and_differ(session: rm.Session):
     texts = [session.generate(QUESTION, max_tokens=12, temperature=1.5, seed=s).text for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -175,7 +182,7 @@ def test_stop_strings_end_the_answer_and_are_not_part_of_it(session: rm.Session)
         (lambda s: s.generate("\ud800"), "surrogate"),
         (lambda s: s.write("\ud800"), "surrogate"),
         (lambda s: s.generate("word " * 3000), "positions"),
-        (lambda s: s.generate("a", max_tokens=0), "max_tokens 0"),
+        (lambda s: s.generate("a", max_tokens=0), "max_tokens is 0"),
         (lambda s: s.generate("a", temperature=-1.0), "temperature"),
         (lambda s: s.generate("a", top_p=0.0), "top_p"),
         (lambda s: s.write("  \n "), "white space"),

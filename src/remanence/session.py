@@ -1,46 +1,48 @@
-"""Session: a model, a method and a bank; write, generate, forget."""
+"""Session: a model, a method and a bank; write, generate, forget, save."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
-from remanence import methods
-from remanence.bank import Bank, NewChunk
+from remanence import arguments, generation, methods, snapshots
+from remanence.bank import Bank
 from remanence.errors import InputError
-from remanence.generation import Generation, Options, Stream, read_or_not
+from remanence.generation import GenerateOptions, Generation, Options, Stream
+from remanence.ingest import Ingest, checked_documents, checked_metadata, source_name
 from remanence.lm.lm import LM, load
-from remanence.methods.base import Method, Prompt
-from remanence.methods.mplus.bank_pool import BankPool
-from remanence.methods.mplus.method import MPlus
-from remanence.snapshots import SessionSnapshot, copies, load_snapshot, moment, save_snapshot, since
+from remanence.methods.base import Method
+from remanence.snapshots import SessionSnapshot
 from remanence.sources import BankSource, describe, write_chunks
-from remanence.text.chunks import split
-from remanence.text.decode import check_text
 from remanence.text.embed import Embedder
 from remanence.text.formats import Document
 from remanence.text.retrieve import Kind, Retriever
-from remanence.types import Chunk, ForgetReceipt, Piece, Receipt, Reply
+from remanence.types import Chunk, ForgetReceipt, Receipt, Reply
 
-Message = Mapping[str, str]
-COMMIT_CHUNKS = 128
+if TYPE_CHECKING:
+    from datetime import date, timedelta
+
+Folder = str | os.PathLike[str]
+Prompts = str | Iterable[Any]
+"""A question, or messages: see `remanence.conversation.parse`."""
 
 
 class Session:
     """Long-term memory for one model: what is written is recalled exactly, or the session refuses.
 
-    `bank`: a folder, an open Bank (with its own namespace), or None for a bank in RAM that ends with the session.
-    `method` may name its preset ("memory3:dense"). `embedder` None: the model's own, where it has one. Raises
-    BankMismatch when the bank's memories are all of another model or method; with `adopt`, `migrate` may then
-    make this session's.
+    `lm`: a model, or a name for `remanence.load`. `bank`: a folder, an open Bank (with its own namespace), or None
+    for a bank in RAM that ends with the session. `method` may name its preset ("memory3:dense"). `embedder` None: the
+    model's own, where it has one. `adopt`: accept a bank whose memories are all of another model or method, so that
+    `migrate` can make this session's. Raises InputError for arguments that cannot be used, and BankMismatch for such
+    a bank without `adopt`.
     """
 
     def __init__(
         self,
-        lm: LM | str,
-        bank: Bank | str | Path | None = None,
+        lm: LM | Folder,
+        bank: Bank | Folder | None = None,
         method: str | Method = "memory3",
         *,
         namespace: str = "default",
@@ -49,61 +51,65 @@ class Session:
         seed: int = 0,
         adopt: bool = False,
     ) -> None:
-        self.lm = load(lm) if isinstance(lm, str) else lm
-        self.method = methods.load(method, self.lm) if isinstance(method, str) else method
-        self._owns_bank = not isinstance(bank, Bank)
-        self.bank = bank if isinstance(bank, Bank) else Bank.open(bank, namespace=namespace)
+        self.seed = arguments.seed("seed", seed)
+        adopt = arguments.flag("adopt", adopt)
+        if embedder is not None and not callable(getattr(embedder, "embed", None)):
+            raise InputError(
+                f"embedder is {arguments.shown(embedder)}", "give an object with name, dim and embed(texts)"
+            )
+        folder = bank if bank is None or isinstance(bank, Bank) else arguments.folder("bank", bank)
+        self.lm = lm if isinstance(lm, LM) else _load(lm)
+        self.method = method if isinstance(method, Method) else methods.load(method, self.lm)
+        self._owns_bank = not isinstance(folder, Bank)
+        self.bank = folder if isinstance(folder, Bank) else Bank.open(folder, arguments.string("namespace", namespace))
         self.embedder = embedder or self.lm.embedder
-        self.retriever = Retriever(self.bank, self.embedder, kind=retrieval)
-        self.seed = seed
-        self._pool = self._followed()
-        if self.method.writes_tensors and not adopt:
-            self._check()
-
-    def _followed(self) -> BankPool | None:
-        if not self.method.reads_pool:
-            return None
-        assert isinstance(self.method, MPlus), "the only method that reads a pool"
-        return BankPool(self.lm, self.method, self.bank, self.seed)
-
-    def _check(self) -> None:
         try:
-            self.bank.check(self.fingerprint, describe(self.lm, self.method))
+            self.retriever = Retriever(self.bank, self.embedder, kind=retrieval)
+            self._state = self.method.open_state(self.lm, self.bank, self.seed)
+            self._ingest = Ingest(self.lm, self.method, self.bank, self.embedder, self._state)
+            if self.method.writes_tensors and not adopt:
+                self.bank.check(self.fingerprint, describe(self.lm, self.method))
         except BaseException:
-            self.close()
+            if self._owns_bank:
+                self.bank.close()
             raise
 
     @property
     def fingerprint(self) -> str:
-        """What this session's memories are valid for: model, tokenizer, dtype, method, config."""
+        """SHA-256 (hex) of all that this session's memories are valid for: model, tokenizer, dtype, method, config."""
         return self.method.fingerprint(self.lm)
 
     @property
     def read_ids(self) -> set[str]:
-        """Texts that the latent pool has read, all of which any answer may repeat; none for other methods."""
-        return self._pool.ids if self._pool else set()
+        """Ids of the chunks that the method's state has read: any answer may repeat them. Empty without a state."""
+        return set() if self._state is None else self._state.ids
 
     # -- writing ---------------------------------------------------------------------------------------------
 
     def write(
         self,
         text: str,
-        source: str = "",
+        source: Folder | None = "",
         *,
-        expires: float | None = None,
+        expires: float | date | timedelta | None = None,
         supersedes: str | None = None,
         metadata: Mapping[str, str] | None = None,
         warm: bool = True,
     ) -> Receipt:
         """Stores `text` in chunks that fit a memory. `warm` False: tensors are made when first recalled.
 
-        `expires`: seconds since 1970. Raises InputError for a text without a word in it
-        and for a time that has passed.
+        `expires`: seconds since 1970 (UTC), a datetime (a naive one is local time), a date, or a timedelta from now.
+        `supersedes`: the id of a chunk that this text replaces. Raises InputError for a text without a word in it and
+        for a time that has passed, and UnknownChunk for an id that the bank does not hold.
         """
-        if expires is not None and expires <= self.bank.now():
-            raise InputError(f"expires {expires} is in the past", "give seconds since 1970 that are still to come")
-        document = Document(text, source, metadata or {})
-        return self._write([document], expires=expires, supersedes=supersedes, warm=warm)
+        hint = "give the text itself; `Session.write_documents` takes documents that were read from files"
+        document = Document(arguments.string("text", text, hint), source_name(source), checked_metadata(metadata))
+        return self._ingest.write(
+            [document],
+            expires=arguments.expiry("expires", expires, self.bank.now()),
+            supersedes=None if supersedes is None else arguments.string("supersedes", supersedes, "give a chunk's id"),
+            warm=arguments.flag("warm", warm),
+        )
 
     def write_documents(
         self,
@@ -112,182 +118,76 @@ class Session:
         warm: bool = True,
         on_progress: Callable[[int], None] | None = None,
     ) -> Receipt:
-        """Stores every document; `on_progress` is called with the number of chunks stored by each step."""
-        return self._write(documents, warm=warm, on_progress=on_progress)
+        """Stores every document; `on_progress` is called with the number of chunks of each commit.
 
-    def _write(
-        self,
-        documents: Iterable[Document],
-        *,
-        expires: float | None = None,
-        supersedes: str | None = None,
-        warm: bool = True,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Receipt:
-        begun, num_documents, num_tokens, num_bytes = time.monotonic(), 0, 0, 0
-        stored: list[tuple[str, bool]] = []
-        for batch in self._batches(documents, expires, supersedes):
-            new_chunks = [chunk for document in batch for chunk in document]
-            added = self.bank.add(new_chunks)
-            try:
-                num_bytes += self._derive(added, warm)
-            except InputError:  # no memory can be made of it: then it is not kept as if one could
-                self.bank.forget([chunk_id for chunk_id, is_new in added if is_new])
-                raise
-            stored += added
-            num_documents += len(batch)
-            num_tokens += sum(chunk.num_tokens for chunk in new_chunks)
-            if on_progress:
-                on_progress(len(added))
-        ids = tuple(chunk_id for chunk_id, _ in stored)
-        skipped = tuple(chunk_id for chunk_id, is_new in stored if not is_new)
-        merged = self._pool.num_merged(set(ids) - set(skipped)) if self._pool and warm else 0
-        return Receipt(ids, skipped, num_documents, num_tokens, num_bytes, time.monotonic() - begun, merged)
-
-    def _batches(
-        self, documents: Iterable[Document], expires: float | None, supersedes: str | None
-    ) -> Iterator[list[list[NewChunk]]]:
-        """Whole documents, together until they have `COMMIT_CHUNKS` chunks: each batch is one commit."""
-        batch: list[list[NewChunk]] = []
-        for document in documents:
-            batch.append(self._new_chunks(document, expires, supersedes))
-            if sum(map(len, batch)) >= COMMIT_CHUNKS:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _new_chunks(self, document: Document, expires: float | None, supersedes: str | None) -> list[NewChunk]:
-        text = check_text(document.text, document.source or "the text")
-        pieces = split(text, self.lm.count_tokens, self.method.reference_tokens())
-        return [
-            NewChunk(
-                text=piece.text,
-                num_tokens=piece.num_tokens,
-                source=document.source,
-                start=piece.start,
-                end=piece.end,
-                expires=expires,
-                supersedes=supersedes if i == 0 else None,
-                metadata=dict(document.metadata),
-            )
-            for i, piece in enumerate(pieces)
-        ]
-
-    def _derive(self, stored: Sequence[tuple[str, bool]], warm: bool) -> int:
-        """Search vectors and memories of those chunks that have none yet; returns the bytes that were added."""
-        num_bytes, ids = 0, list(dict.fromkeys(chunk_id for chunk_id, _ in stored))
-        if (
-            (embedder := self.embedder)
-            and not self._pool
-            and (missing := self.bank.missing_vectors(embedder.name, ids))
-        ):
-            vectors = embedder.embed([chunk.text for chunk in self.bank.get(missing)])
-            self.bank.put_vectors(embedder.name, missing, vectors)
-            num_bytes += vectors.nbytes
-        if warm and self.method.writes_tensors:
-            num_bytes += self._write_memories(self.bank.missing_memories(self.fingerprint, ids))
-        if warm and self._pool and any(is_new for _, is_new in stored):
-            before = self._pool.num_bytes
-            num_bytes += self._pool.now().pool.num_bytes - before
-        return num_bytes
-
-    def _write_memories(self, ids: Sequence[str]) -> int:
-        if not ids:
-            return 0
-        memories = write_chunks(self.lm, self.method, self.bank.get(ids))
-        self.bank.put_memories(self.fingerprint, ids, memories, description=describe(self.lm, self.method))
-        return sum(memory.num_bytes for memory in memories)
+        Documents are objects with `text`, `source` and `metadata`, as `remanence.text.documents.read_documents`
+        yields them. Raises InputError for anything else; documents that were committed before it stay.
+        """
+        checked = checked_documents(documents)
+        return self._ingest.write(checked, warm=arguments.flag("warm", warm), on_progress=on_progress)
 
     def migrate(self, on_progress: Callable[[int], None] | None = None) -> int:
-        """Makes vectors and memories of every chunk for this session's model and method; returns how many.
+        """Makes vectors, memories and state of every chunk for this session's model and method.
 
-        A chunk that is too long for this model's tokenizer is replaced by its pieces. What other models made of
-        the other chunks stays until `bank.drop_memories`.
+        Returns how many chunks were missing. A chunk that is too long for this model's tokenizer is replaced by its
+        pieces. What other models made of the other chunks stays until `Bank.drop_memories`.
         """
-        self._split_long_chunks()
-        if self._pool:
-            known = self._pool.ids
-            return len({id for write in self._pool.now(on_progress=on_progress).writes for id in write.ids} - known)
-        self.retriever.update()
-        visible = [chunk.id for chunk in self.bank.list()] if self.method.writes_tensors else []
-        missing = self.bank.missing_memories(self.fingerprint, visible)
-        for start in range(0, len(missing), COMMIT_CHUNKS):
-            batch = missing[start : start + COMMIT_CHUNKS]
-            self._write_memories(batch)
-            if on_progress:
-                on_progress(len(batch))
-        return len(missing)
-
-    def _split_long_chunks(self) -> None:
-        limit = self.method.reference_tokens()
-        for chunk in self.bank.list():
-            if self.lm.count_tokens(chunk.text) > limit:
-                pieces = split(chunk.text, self.lm.count_tokens, limit)
-                self.bank.add([self._piece_of(chunk, piece) for piece in pieces])
-                self.forget(chunk.id)  # else forgetting the pieces would leave their text in the bank
-
-    def _piece_of(self, chunk: Chunk, piece: Piece) -> NewChunk:
-        return NewChunk(
-            text=piece.text,
-            num_tokens=piece.num_tokens,
-            source=chunk.source,
-            start=chunk.start + piece.start,
-            end=chunk.start + piece.end,
-            expires=chunk.expires,
-            supersedes=chunk.supersedes,
-            metadata=dict(chunk.metadata),
-        )
+        return self._ingest.migrate(self.retriever.update, self.forget, on_progress)
 
     def recompute(self, chunks: Sequence[Chunk]) -> list[Any]:
-        """Memories of `chunks` made anew from their text, for `bank.verify`."""
+        """Memories of `chunks` made again from their text, for `Bank.verify`."""
         return write_chunks(self.lm, self.method, chunks)
 
     def forget(self, *ids: str) -> ForgetReceipt:
-        """`Bank.forget`, and the latent pool in RAM forgets them too. UnknownChunk: nothing is removed."""
-        receipt = self.bank.forget(list(ids))
-        if self._pool:
-            self._pool.cut(receipt.ids)
+        """`Bank.forget`, and the method's state forgets them too. UnknownChunk: nothing is removed."""
+        hint = "give ids one by one: `session.forget(*receipt.ids)`"
+        receipt = self.bank.forget([arguments.string("an id", id, hint) for id in ids])
+        if self._state is not None:
+            self._state.remove(receipt.ids)
         return receipt
 
-    # -- moments ---------------------------------------------------------------------------------------------
+    # -- snapshots -------------------------------------------------------------------------------------------
 
     def snapshot(self) -> SessionSnapshot:
-        """What is remembered now, to go back to with `rollback`; a value that shares what does not change."""
-        return moment(self.bank, self._pool)
+        """What the session remembers now, for `rollback`: a value that shares what does not change."""
+        return snapshots.take_snapshot(self.bank, self._state)
 
     def rollback(self, earlier: SessionSnapshot) -> ForgetReceipt:
-        """Forgets all that was written since `earlier`. UnknownChunk where a text of it was forgotten."""
-        receipt = self.forget(*since(self.bank, self._pool, earlier))
-        if self._pool and earlier.kept:
-            self._pool.put(earlier.kept)
+        """Forgets everything that was written since `earlier`.
+
+        Raises UnknownChunk where a chunk of it was forgotten, and BankMismatch for a snapshot of another model.
+        """
+        receipt = self.forget(*snapshots.ids_since(self.bank, self._state, earlier))
+        if self._state is not None:
+            self._state.restore(earlier.state)
         return receipt
 
     def reset(self) -> ForgetReceipt:
         """Forgets everything in this namespace."""
         return self.forget(*(chunk.id for chunk in self.bank.list(include_superseded=True)))
 
-    def save(self, folder: str | Path) -> None:
-        """Writes texts and latent pool to a new or empty folder, for `load` in another session or elsewhere."""
-        save_snapshot(self.bank, self._pool, Path(folder))
+    def save(self, folder: Folder) -> None:
+        """Writes the chunks and the method's state to a new or empty folder, for `load` in this or another session."""
+        snapshots.save_snapshot(self.bank, self._state, arguments.folder("folder", folder))
 
-    def load(self, folder: str | Path) -> None:
-        """Adds what `save` wrote. A pool of another model or a damaged one is refused, and nothing is added.
+    def load(self, folder: Folder) -> None:
+        """Adds what `save` wrote. The state is used where the bank was empty; else the chunks are read again.
 
-        Texts of a session without a pool, or into one, are read again where that is needed.
+        Raises InputError for another folder, BankMismatch for a state of another model, BankCorrupted for a damaged
+        one: then nothing is added.
         """
-        load_snapshot(self.bank, self._pool, Path(folder))
+        snapshots.load_snapshot(self.bank, self._state, arguments.folder("folder", folder))
 
-    def fork(self, bank: Bank | str | Path | None = None) -> Session:
-        """Another session that remembers the same, in a bank of its own (None: in RAM); rows of the pool are shared."""
-        known = {"namespace": self.bank.namespace, "retrieval": self.retriever.kind, "embedder": self.embedder}
-        other = Session(self.lm, bank, self.method, seed=self.seed, **known)
+    def fork(self, bank: Bank | Folder | None = None) -> Session:
+        """Another session that remembers the same, in a bank of its own (None: in RAM)."""
+        options: dict[str, Any] = {"namespace": self.bank.namespace, "retrieval": self.retriever.kind}
+        other = Session(self.lm, bank, self.method, seed=self.seed, embedder=self.embedder, **options)
         try:
             chunks = self.bank.list(include_superseded=True)
-            other.bank.add(copies(chunks, linked=False))
-            other.bank.add(copies(chunks, linked=True))
-            if self._pool and other._pool:
-                other._pool.put(self._pool.now())
+            other.bank.add(snapshots.copies(chunks, linked=False))
+            other.bank.add(snapshots.copies(chunks, linked=True))
+            if self._state is not None and other._state is not None:
+                other._state.restore(self._state.snapshot())
         except BaseException:
             other.close()
             raise
@@ -297,68 +197,63 @@ class Session:
 
     def generate(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompts,
         *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        max_tokens: int | None = 64,
+        temperature: float | None = 0.0,
+        top_p: float | None = 1.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
-        without: Collection[str] = (),
+        stop: str | Iterable[str] | None = (),
+        without: str | Iterable[str] | None = (),
         recall: bool = True,
+        attribution: bool = True,
     ) -> Reply:
         """The answer to a question or a conversation, and what it was recalled from.
 
-        `without`: chunk ids that must not be recalled. `recall` False: the plain model. Raises ContextTooLong, and
-        UnknownChunk for an id that the bank does not hold (any more).
+        `prompt`: a str, or messages in the shapes that OpenAI clients send. `temperature` 0: the likeliest tokens.
+        `seed` None: the session's. `without`: ids of chunks that must not be recalled. `recall` False: the plain
+        model. `attribution` False: attention is not measured, which saves one forward pass; `Recall.share` is None
+        then, and methods that know only from attention what they read (M+) name no chunk. Raises InputError,
+        ContextTooLong, and UnknownChunk for an id in `without` that the bank does not hold.
         """
-        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        return self.generate_batch([prompt], stop=stop, without=without, recall=recall, **options)[0]
+        return self.generate_batch(
+            [prompt],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            without=without,
+            recall=recall,
+            attribution=attribution,
+        )[0]
 
-    def generate_batch(self, prompts: Sequence[str | Sequence[Message]], **options: Any) -> list[Reply]:
-        """`generate` for several prompts of any lengths at once; every row recalls its own memories."""
-        if not prompts:
-            return []
+    def generate_batch(self, prompts: Iterable[Prompts], **options: Unpack[GenerateOptions]) -> list[Reply]:
+        """`generate` for several prompts of any lengths at once; each recalls its own memories."""
         replies: dict[int, Reply] = {}
-        for rows, generation in self._generations(prompts, options):
-            for _ in generation.steps():
+        for places, batch in self._generations(prompts, options):
+            for _ in batch.steps():
                 pass
-            replies |= zip(rows, generation.replies(), strict=True)
-        return [replies[row] for row in range(len(prompts))]
+            replies |= zip(places, batch.replies(), strict=True)
+        return [replies[place] for place in range(len(replies))]
 
-    def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
+    def stream(self, prompt: Prompts, **options: Unpack[GenerateOptions]) -> Stream:
         """`generate`, a piece at a time: iterate for text; `.reply` is there when the iteration ends."""
-        ((_, generation),) = list(self._generations([prompt], options))
-        return Stream(generation)
+        ((_, batch),) = list(self._generations([prompt], options))
+        return Stream(batch)
 
-    def _generations(
-        self, prompts: Sequence[str | Sequence[Message]], options: Mapping[str, Any]
-    ) -> Iterator[tuple[list[int], Generation]]:
-        """Rows that read memory, then rows that it is not about, each with their numbers."""
+    def _generations(self, prompts: object, options: GenerateOptions) -> Iterator[tuple[list[int], Generation]]:
         begun = time.monotonic()
-        seed = self.seed if options.get("seed") is None else options["seed"]
-        chosen, asked = Options(**{**options, "seed": seed}), [self._prompt(prompt) for prompt in prompts]
-        if chosen.without:
-            self.bank.get(list(chosen.without))
-        pool = self._pool.now if self._pool else None
-        recall = BankSource(self.lm, self.method, self.bank, self.retriever, chosen.without, pool)
-        reads = self.method.is_about(self.lm, recall, asked) if chosen.recall else [False] * len(asked)
-        for is_read, rows in read_or_not(reads):
-            part = [asked[row] for row in rows]
-            yield rows, Generation(self.lm, self.method, recall if is_read else None, part, chosen, begun)
-
-    def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if not messages:
-            raise InputError("the conversation is empty", "ask a question of at least one word")
-        check_text(messages[-1]["content"], "the question")
-        return Prompt(tuple(self.lm.render(messages)), messages[-1]["content"])
+        checked = Options.of(options, self.seed)
+        parsed = generation.parse_prompts(self.lm, prompts)
+        source = BankSource(self.lm, self.method, self.bank, self.retriever, checked.without, self._state)
+        return generation.generations(self.method, source, parsed, checked, begun)
 
     def close(self) -> None:
-        """Keeps the latent pool beside the bank; closes the bank, unless it was given open: then it is its owner's."""
+        """Keeps the method's state beside the bank; closes the bank, unless it was given open."""
         try:
-            if self._pool:
-                self._pool.save()
+            if self._state is not None:
+                self._state.close()
         finally:
             if self._owns_bank:
                 self.bank.close()
@@ -368,3 +263,10 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _load(lm: object) -> LM:
+    if not isinstance(lm, str | os.PathLike):
+        hint = "give a name, a folder, or an LM: `remanence.from_transformers(model, tokenizer)` makes one"
+        raise InputError(f"lm is {arguments.shown(lm)}", hint)
+    return load(arguments.name_or_path("lm", lm))

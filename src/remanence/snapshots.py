@@ -1,4 +1,4 @@
-"""Moments of a session's memory: kept and gone back to, saved to a folder and loaded from one."""
+"""Snapshots of a session: taken, rolled back to, saved to a folder, and loaded from one."""
 
 from __future__ import annotations
 
@@ -6,42 +6,49 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remanence.bank.new_chunk import NewChunk
 from remanence.errors import BankError, BankMismatch, InputError, UnknownChunk
 from remanence.files import write_whole
-from remanence.methods.mplus.history import PoolHistory
-from remanence.methods.mplus.pool_file import load_history, save_history
 from remanence.types import Chunk
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
-    from remanence.methods.mplus.bank_pool import BankPool
+    from remanence.methods.base import MethodState
 
-MOMENT, TEXTS, POOL = "moment.json", "texts.jsonl", "pool.safetensors"
+MANIFEST, TEXTS = "moment.json", "texts.jsonl"
+"""Names of the files of a saved session; a method's state adds its own."""
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class SessionSnapshot:
-    """Which texts a session remembered, and the latent pool that had read them (None for methods without one)."""
+    """Ids of the chunks that a session held, and the value of its method's state (None for methods without one).
+
+    `fingerprint`: what `state` is valid for; "" without a state.
+    """
 
     ids: frozenset[str]
-    kept: PoolHistory | None = None
+    state: object | None = None
     fingerprint: str = ""
 
 
-def moment(bank: Bank, pool: BankPool | None) -> SessionSnapshot:
+def take_snapshot(bank: Bank, state: MethodState | None) -> SessionSnapshot:
+    """See `Session.snapshot`."""
     ids = frozenset(chunk.id for chunk in bank.list(include_superseded=True))
-    return SessionSnapshot(ids, pool.now(), pool.fingerprint) if pool else SessionSnapshot(ids)
+    return SessionSnapshot(ids, state.snapshot(), state.fingerprint) if state is not None else SessionSnapshot(ids)
 
 
-def since(bank: Bank, pool: BankPool | None, earlier: SessionSnapshot) -> list[str]:
-    """What came after `earlier`. UnknownChunk where a text of it is gone; BankMismatch for one of another model."""
+def ids_since(bank: Bank, state: MethodState | None, earlier: SessionSnapshot) -> list[str]:
+    """Ids of the chunks that were written after `earlier`.
+
+    Raises InputError for something else than a snapshot, UnknownChunk where a chunk of it is gone, and BankMismatch
+    for a snapshot of another model, method or seed.
+    """
     if not isinstance(earlier, SessionSnapshot):
         raise InputError(f"a {type(earlier).__name__} is no snapshot", "give what `Session.snapshot` has returned")
-    if pool and earlier.fingerprint != pool.fingerprint:
+    if state is not None and earlier.fingerprint != state.fingerprint:
         raise BankMismatch(
             "the snapshot is of another model, method or seed", "roll back in the session that made it, or one like it"
         )
@@ -53,8 +60,8 @@ def since(bank: Bank, pool: BankPool | None, earlier: SessionSnapshot) -> list[s
     return [id for id in ids if id not in earlier.ids]
 
 
-def save_snapshot(bank: Bank, pool: BankPool | None, folder: Path) -> None:
-    """The texts as JSON lines and the pool as safetensors, in a new or empty folder."""
+def save_snapshot(bank: Bank, state: MethodState | None, folder: Path) -> None:
+    """Writes the chunks as JSON lines and the state's own files into a new or empty folder. See `Session.save`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         other = sorted(file.name for file in folder.iterdir())
@@ -63,39 +70,37 @@ def save_snapshot(bank: Bank, pool: BankPool | None, folder: Path) -> None:
     if other:
         raise InputError(f"{str(folder)!r} holds {other[0]!r} already", "give a new or empty folder")
     num_texts = bank.export(folder / TEXTS) if bank.list(limit=1, include_superseded=True) else 0
-    if pool:
-        save_history(pool.now(), folder / POOL, pool.fingerprint)
-    write_whole(folder / MOMENT, json.dumps({"format": FORMAT, "texts": num_texts}).encode())
+    if state is not None:
+        state.write(folder)
+    write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "texts": num_texts}).encode())
 
 
-def load_snapshot(bank: Bank, pool: BankPool | None, folder: Path) -> None:
-    """Adds the texts of a saved moment. Its pool is checked first, and used where the bank held nothing before.
+def load_snapshot(bank: Bank, state: MethodState | None, folder: Path) -> None:
+    """Adds the chunks of a saved session. Its state is checked first, and used where the bank was empty before.
 
-    InputError, BankMismatch, BankCorrupted: nothing is loaded.
+    InputError, BankMismatch, BankCorrupted: nothing is added.
     """
-    told = _told(folder)
-    kept = None
-    if pool and (folder / POOL).is_file():
-        kept = load_history(folder / POOL, pool.start(), pool.fingerprint)
-    is_empty = not bank.list(limit=1, include_superseded=True)
-    if told["texts"]:
+    num_texts = _num_texts(folder)
+    value = state.read(folder) if state is not None else None
+    was_empty = not bank.list(limit=1, include_superseded=True)
+    if num_texts:
         bank.import_(folder / TEXTS)
-    if pool and kept and is_empty:
-        pool.put(kept)
+    if state is not None and value is not None and was_empty:
+        state.restore(value)
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _num_texts(folder: Path) -> int:
     try:
-        told = json.loads((folder / MOMENT).read_text(encoding="utf-8"))
-        if told["format"] == FORMAT and isinstance(told["texts"], int):
-            return told
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] == FORMAT and isinstance(manifest["texts"], int):
+            return manifest["texts"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise InputError(f"{str(folder)!r} is no saved moment", "give a folder that `Session.save` has written")
+    raise InputError(f"{str(folder)!r} is no saved session", "give a folder that `Session.save` has written")
 
 
 def copies(chunks: Sequence[Chunk], *, linked: bool) -> list[NewChunk]:
-    """The same texts as new chunks for another bank; `linked`: only those that supersede one, saying which."""
+    """The same chunks for another bank. `linked`: only those that supersede another chunk, with its id."""
     return [
         NewChunk(
             text=chunk.text,

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from remanence.errors import BankMismatch, UnknownChunk
-from remanence.lm.lm import LM
-from remanence.methods.base import Method
-from remanence.methods.mplus.history import PoolHistory
+from remanence.methods.base import Method, MethodState
 from remanence.types import Chunk, Hit, Memory
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
+    from remanence.lm.lm import LM
     from remanence.text.retrieve import Retriever
 
 WRITE_BATCH = 16
+"""References that one forward pass writes."""
+PAGE_CHUNKS = 256
+"""Chunks that `texts` reads from the bank at once."""
 
 
 class BankSource:
-    """The `MemorySource` of one call: `without` are chunk ids that must not be recalled in it."""
+    """The `MemorySource` of one call. `without`: ids of chunks that must not be recalled in it.
+
+    `state`: what the session keeps for a method that has one.
+    """
 
     def __init__(
         self,
@@ -30,33 +35,37 @@ class BankSource:
         bank: Bank,
         retriever: Retriever,
         without: Collection[str] = (),
-        pool: Callable[[Collection[str]], PoolHistory] | None = None,
+        state: MethodState | None = None,
     ) -> None:
         self.lm, self.method, self.bank, self.retriever = lm, method, bank, retriever
         self.without = frozenset(without)
-        self._pool = pool
-        self._kept: PoolHistory | None = None
+        self._state = state
+        self._value: object = None
 
-    def pool(self) -> PoolHistory:
-        assert self._pool is not None, "only methods that read a pool ask for it"
-        self._kept = self._kept or self._pool(self.without)
-        return self._kept
+    def state(self) -> object:
+        """See `MemorySource.state`."""
+        assert self._state is not None, f"{self.method.name} has no state: its open_state returned None"
+        if self._value is None:
+            self._value = self._state.update(self.without)
+        return self._value
 
     def chunks(self, ids: Sequence[str]) -> list[Chunk]:
-        """Without those that went meanwhile: an answer that is there already is given."""
+        """See `MemorySource.chunks`. A chunk may be forgotten while an answer is generated."""
         live = self.bank.texts(ids)
         return self.bank.get([id for id in ids if id in live])
 
     def hits(self, query: str, limit: int) -> list[Hit]:
+        """See `MemorySource.hits`."""
         return self.retriever.search(query, limit, self.without)
 
     def memories(self, hits: Sequence[Hit]) -> list[Memory]:
-        """Parallel to `hits`; a chunk that has no memory yet is written and stored (cold start)."""
+        """See `MemorySource.memories`. What is written now is stored in the bank too."""
         return load_or_write(self.lm, self.method, self.bank, [hit.chunk for hit in hits])
 
     def texts(self, limit_tokens: int) -> list[Hit]:
+        """See `MemorySource.texts`."""
         hits, offset = [], 0
-        while page := self.bank.list(limit=256, offset=offset):
+        while page := self.bank.list(limit=PAGE_CHUNKS, offset=offset):
             for chunk in page:
                 if chunk.id in self.without:
                     continue
@@ -69,6 +78,10 @@ class BankSource:
 
 
 def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -> list[Memory]:
+    """One memory for each chunk, as the bank holds it; a missing one is written and stored first.
+
+    Raises UnknownChunk for a chunk that was forgotten meanwhile.
+    """
     fingerprint = method.fingerprint(lm)
     ids = [chunk.id for chunk in chunks]
     loaded = bank.load(fingerprint, ids) if ids else []
@@ -89,7 +102,7 @@ def load_or_write(lm: LM, method: Method, bank: Bank, chunks: Sequence[Chunk]) -
 
 
 def describe(lm: LM, method: Method) -> dict[str, str]:
-    """What a fingerprint stands for, in words for people: its model, and its method with every setting."""
+    """What a fingerprint stands for, as text: the model, and the method with every setting."""
     settings = {name: value for name, value in method.describe().items() if name != "method"}
     words = ", ".join(f"{name}={value}" for name, value in settings.items())
     return {"model": lm.name, "method": f"{method.name}({words})"}
@@ -97,7 +110,10 @@ def describe(lm: LM, method: Method) -> dict[str, str]:
 
 @torch.inference_mode()
 def write_chunks(lm: LM, method: Method, chunks: Sequence[Chunk]) -> list[Memory]:
-    """Memories of `chunks`, written in batches of texts of like length."""
+    """One memory for each chunk, written in batches of chunks of similar length.
+
+    Raises BankMismatch for a chunk with more tokens than one memory holds.
+    """
     references = [_tokens(lm, method, chunk) for chunk in chunks]
     order = sorted(range(len(chunks)), key=lambda i: len(references[i]))
     memories: dict[int, Memory] = {}

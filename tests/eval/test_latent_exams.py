@@ -20,6 +20,7 @@ from remanence.eval.streams import facts_to_keep, other_texts, short_answers
 from remanence.eval.windows import TextReader
 from remanence.lm.decode import decode
 from remanence.methods.base import text_layout
+from remanence.methods.mplus.bank_pool import BankPool
 from remanence.methods.mplus.method import MPlus, MPlusConfig
 from remanence.methods.mplus.rankers import by_write, trained
 from remanence.methods.mplus.retriever import write_scores
@@ -257,9 +258,9 @@ def test_what_the_pool_is_not_about_is_left_to_the_base(lm, books, tmp_path: Pat
 
 def session_edge(method: MPlus, lm, session: Session, kept) -> float:
     """A threshold that half of the questions pass."""
-    assert session._pool is not None
+    assert isinstance(session._state, BankPool)
     prompts = [lm.render([{"role": "user", "content": item.question}])[len(lm.bos) :] for item in kept]
-    return sorted(method.relevance(lm, session._pool.now().pool, prompts))[2]
+    return sorted(method.relevance(lm, session._state.update().pool, prompts))[2]
 
 
 def lm_with(lm, **changes):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from remanence import arguments
 from remanence.bank import chunks, maintenance, memories, pool_files, transfer, verification
 from remanence.bank.answers import Answer, Answers
 from remanence.bank.context import BankContext
@@ -77,7 +78,8 @@ class Bank:
         `ram_bytes` bounds the memories kept in RAM (`tiers.py` says what else is), `lock_seconds` the wait for
         another writer (BankBusy), `text_index` is used when the bank is made. InputError: a folder with other files.
         """
-        folder = None if path is None else Path(path)
+        folder = None if path is None else arguments.folder("bank", path)
+        namespace = arguments.string("namespace", namespace)
         return cls(folder, namespace, ram_bytes, lock_seconds, text_index, clock)
 
     # --- chunks -------------------------------------------------------------------------------

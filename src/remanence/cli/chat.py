@@ -24,6 +24,7 @@ from remanence.cli.terminal import err, fail, note, print_json, say
 from remanence.errors import ContextTooLong, InputError, RemanenceError
 
 if TYPE_CHECKING:
+    from remanence.conversation import Message
     from remanence.session import Session
     from remanence.types import Reply
 
@@ -75,7 +76,7 @@ class Talk:
 
     def __init__(self, session: Session, asked_as: AskedAs, chosen: dict[str, Any], quiet: bool) -> None:
         self.session, self.asked_as, self.chosen, self.quiet = session, asked_as, chosen, quiet
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[Message] = []
         self.turns: list[dict[str, Any]] = []
         self.reply: Reply | None = None
         self.earlier: dict[str, None] = {}

@@ -22,7 +22,7 @@ from remanence.methods.mplus.dropping import POLICIES
 from remanence.methods.mplus.method import MPlus
 from remanence.methods.mplus.modules import MPlusModules
 from remanence.methods.mplus.prefix import PoolPrefix
-from remanence.methods.mplus.rankers import Choice, at_random, attended, by_write, oracle, recent, trained
+from remanence.methods.mplus.rankers import Ranker, at_random, attended, by_write, oracle, recent, trained
 from remanence.provenance import commit, machine
 
 CHOICES = ("writes", "rows", "attended", "recent", "random", "oracle")
@@ -127,7 +127,7 @@ def _figures(reader: PoolReader, kept: Sequence[Fact], choice: str, options: Opt
     return {"recall": _mean(found), "chance": _mean(chances), "pairs": len(found)}
 
 
-def _choice(reader: PoolReader, name: str, start: int, seed: int) -> Choice:
+def _choice(reader: PoolReader, name: str, start: int, seed: int) -> Ranker:
     if name == "oracle":
         return oracle(lambda b: reader.born(start + b))
     K = reader.method.config.write_rows

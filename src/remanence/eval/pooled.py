@@ -17,7 +17,7 @@ from remanence.methods.mplus.longterm import LongTerm
 from remanence.methods.mplus.method import MPlus
 from remanence.methods.mplus.pool import Pool
 from remanence.methods.mplus.prefix import PoolPrefix
-from remanence.methods.mplus.rankers import Choice
+from remanence.methods.mplus.rankers import Ranker
 
 WITHOUT = "mplus_without_ltm"
 
@@ -103,7 +103,7 @@ class PoolReader:
         return [row.text.strip() for row in rows]
 
     @torch.no_grad()
-    def look(self, questions: Sequence[str], choice: Choice | None = None) -> PoolPrefix:
+    def look(self, questions: Sequence[str], choice: Ranker | None = None) -> PoolPrefix:
         """What would be read for these questions, without an answer."""
         prompts = [self.prompt(question) for question in questions]
         ids_BT, mask_BT = pad_left(prompts, self.lm.device)

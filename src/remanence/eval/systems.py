@@ -46,7 +46,7 @@ class OwnContext(Method):
         super().__init__(config)
         self.passages = passages
 
-    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, memory_source: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         rows = tuple(self._layout(lm, prompt) for prompt in prompts)
         return Reading(rows, None, None, tuple(((0, ()),) for _ in prompts))
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from remanence import arguments
 from remanence.errors import ContextTooLong, InputError
 from remanence.lm import attention, hub, lora, proof, published, tiny
 from remanence.lm.embedder import ModelEmbedder
@@ -245,7 +246,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
     `dtype` None: float32 on the CPU, the checkpoint's own elsewhere. Raises InputError for an unknown name
     and UnsupportedModel for a model that cannot read memory exactly.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name, device, dtype = _checked(name, device, dtype)
     if str(name) == "tiny":
         return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
     folder = BUNDLED.get(str(name), Path(name))
@@ -270,6 +271,22 @@ def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | st
             "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
         ) from error
     return LM(_on(model, device), tokenizer, str(name), beside)
+
+
+def _checked(name: Any, device: Any, dtype: Any) -> tuple[str, str, torch.dtype | str | None]:
+    """The arguments of `load` as name or path, device and dtype. InputError for what none of them can be."""
+    name = arguments.name_or_path("model", name)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    try:
+        device = str(torch.device(device))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"device is {arguments.shown(device)}", 'use "cpu", "cuda" or "cuda:1", say') from error
+    if dtype is None or dtype == "auto":
+        return name, device, dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype is {arguments.shown(dtype)}", 'use "float32", "bfloat16", "float16" or "auto"')
+    return name, device, found
 
 
 def _beside(name: str) -> Path | None:

@@ -27,9 +27,9 @@ class FullContext(Method):
     writes_tensors: ClassVar[bool] = False
     config: FullContextConfig
 
-    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, memory_source: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         limit = lm.dims.max_positions - self.config.reserved_tokens
-        hits = recall.texts(limit)
+        hits = memory_source.texts(limit)
         lengths = [len(lm.encode(f" {hit.chunk.text}\n")) for hit in hits]
         fixed = len(lm.bos) + len(lm.encode(self.config.prefix_text))
         rows = [

@@ -13,7 +13,7 @@ from remanence.types import Hit
 
 @dataclass(frozen=True)
 class RetrievedTextConfig:
-    """As many references as Memory³ reads, found with the question or the prompt's last `query_tokens`."""
+    """As many references as Memory³ reads, retrieved with the question or the prompt's last `query_tokens` tokens."""
 
     num_references: int = 5
     query_tokens: int = 64
@@ -28,16 +28,16 @@ class RetrievedText(Method):
     writes_tensors: ClassVar[bool] = False
     config: RetrievedTextConfig
 
-    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
-        hits = [self._hits(lm, recall, prompt) for prompt in prompts]
+    def read(self, lm: LM, memory_source: MemorySource, prompts: Sequence[Prompt]) -> Reading:
+        hits = [self._hits(lm, memory_source, prompt) for prompt in prompts]
         ids = [
             text_layout(lm, [hit.chunk.text for hit in row], prompt.ids, self.config.prefix_text)
             for row, prompt in zip(hits, prompts, strict=True)
         ]
         return Reading(tuple(ids), None, None, tuple(((0, row),) for row in hits))
 
-    def _hits(self, lm: LM, recall: MemorySource, prompt: Prompt) -> tuple[Hit, ...]:
+    def _hits(self, lm: LM, memory_source: MemorySource, prompt: Prompt) -> tuple[Hit, ...]:
         short = len(prompt.ids) <= self.config.query_tokens + len(lm.bos)
         words = lm.decode(prompt.ids[-self.config.query_tokens :])
         query = (prompt.question or words) if short else words
-        return tuple(recall.hits(query, self.config.num_references))
+        return tuple(memory_source.hits(query, self.config.num_references))

@@ -656,7 +656,7 @@ def test_shares_are_the_weights_that_attention_gives(kind: str) -> None:
     rows = [[*ids, *tokens(6, seed=4)] for ids in reading.prompts]
     for layer, module in attention.attention_modules(lm.model).items():
         module.register_forward_hook(lambda m, args, output, layer=layer: attentions.update({layer: output[1]}))
-    for i, shares in enumerate(method.shares(lm, recall, reading, rows)):
+    for i, shares in enumerate(method.attention_shares(lm, recall, reading, rows)):
         groups = [Group(start, tuple(recall.memories(hits))) for start, hits in reading.groups[i]]
         prefix = method.prefix(lm, [groups], [len(rows[i])])
         with torch.no_grad():
@@ -683,7 +683,7 @@ def test_no_answer_or_no_memory_has_no_shares() -> None:
     method = small(lm)
     recall = recaller(lm, method)
     reading = method.read(lm, recall, [prompt_of(lm, 7)])
-    assert method.shares(lm, recall, reading, [list(reading.prompts[0])]) == [{}]
+    assert method.attention_shares(lm, recall, reading, [list(reading.prompts[0])]) == [{}]
     nothing = Recalls(lm, method, lambda query: ())
     reading = method.read(lm, nothing, [prompt_of(lm, 7)])
-    assert method.shares(lm, nothing, reading, [[*reading.prompts[0], 5, 6]]) == [{}]
+    assert method.attention_shares(lm, nothing, reading, [[*reading.prompts[0], 5, 6]]) == [{}]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from remanence.errors import BankCorrupted, BankMismatch, InputError
 from remanence.methods.mplus.method import MPlus
-from remanence.methods.mplus.pool import Pool
-from remanence.methods.mplus.pool_file import load_pool, save_pool
+from remanence.methods.mplus.pool import Pool, PoolHistory
+from remanence.methods.mplus.pool_file import load_history, save_history
 from tests.methods.mplus.helpers import SMALL, small, small_lm
 
 CHUNKS = [list(range(3, 3 + n)) for n in (9, 6, 24, 2, 13, 6, 17, 5, 8, 24, 3)]
@@ -25,6 +25,14 @@ PRINT = "ab" * 32
 @pytest.fixture(scope="module")
 def lm():
     return small_lm()
+
+
+def save_pool(pool: Pool, file: Path, fingerprint: str) -> None:
+    save_history(PoolHistory(pool), file, fingerprint)
+
+
+def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
+    return load_history(file, PoolHistory(like), fingerprint).pool
 
 
 def written(lm, method, chunks=CHUNKS) -> Pool:
@@ -44,15 +52,15 @@ def equal(a: Pool, b: Pool) -> bool:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("eviction", ["age", "reference"])
-def test_a_saved_pool_goes_on_as_the_one_that_was_kept(lm, tmp_path: Path, precision, eviction):
+def test_a_saved_pool_continues_like_the_one_in_ram(lm, tmp_path: Path, precision, eviction):
     method = small(lm, precision=precision, eviction=eviction)
-    kept = written(lm, method)
-    save_pool(kept, tmp_path / "pool", PRINT)
+    pool = written(lm, method)
+    save_pool(pool, tmp_path / "pool", PRINT)
     loaded = load_pool(tmp_path / "pool", method.fresh(lm), PRINT)
-    assert equal(kept, loaded)
+    assert equal(pool, loaded)
     for ids in CHUNKS:
-        kept, loaded = method.add(lm, kept, ids), method.add(lm, loaded, ids)
-    assert equal(kept, loaded)
+        pool, loaded = method.add(lm, pool, ids), method.add(lm, loaded, ids)
+    assert equal(pool, loaded)
 
 
 def test_a_snapshot_is_the_value_itself_and_a_fork_goes_its_own_way(lm):
@@ -88,11 +96,11 @@ def test_a_changed_word_about_the_pool_is_refused(lm, tmp_path: Path):
     method, file = small(lm), tmp_path / "pool"
     save_pool(written(lm, method), file, PRINT)
     with safe_open(file, "pt") as opened:
-        told = dict(opened.metadata())
-    told["numbers"] = json.dumps({"clock": 1, "num_merged": 0})
+        metadata = dict(opened.metadata())
+    metadata["numbers"] = json.dumps({"clock": 1, "num_merged": 0})
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     gc.collect()
-    save_file(tensors, tmp_path / "other", told)
+    save_file(tensors, tmp_path / "other", metadata)
     with pytest.raises(BankCorrupted):
         load_pool(tmp_path / "other", method.fresh(lm), PRINT)
 

@@ -14,8 +14,8 @@ from remanence.lm.cache import roomy_cache
 from remanence.lm.hidden_states import queries, rows_to_kv
 from remanence.methods.mplus import rankers
 from remanence.methods.mplus.blocks import rounded
-from remanence.methods.mplus.int8_kv import SmallKV
-from remanence.methods.mplus.prefetch import Ahead
+from remanence.methods.mplus.int8_kv import Int8KV
+from remanence.methods.mplus.prefetch import LayerPrefetch
 from tests.methods.mplus.helpers import small, small_lm
 
 CHUNKS = [list(range(3, 3 + n)) for n in (9, 6, 24, 2, 13, 6, 17, 5, 8, 24, 3)]
@@ -98,8 +98,8 @@ def test_with_and_without_a_cache_the_same_text(lm):
     assert ids == cached
 
 
-def chosen(lm, method, pool, choice) -> list[torch.Tensor]:
-    prefix = method.prefix(lm, [pool], choice=choice)
+def chosen(lm, method, pool, ranker) -> list[torch.Tensor]:
+    prefix = method.prefix(lm, [pool], ranker=ranker)
     last(lm, [PROMPTS[1]], prefix)
     return [pool.long.blocks.born(layer)[prefix.chosen[layer][0]] for layer in range(lm.dims.num_layers)]
 
@@ -119,8 +119,8 @@ def test_the_most_recent_and_the_oracles_rows(lm):
 def test_rows_by_lot_and_by_attention_are_alive_and_different(lm):
     method = small(lm)
     pool = pools(lm, method)[2]
-    for choice in (rankers.at_random(1), rankers.attended):
-        for layer, born in enumerate(chosen(lm, method, pool, choice)):
+    for ranker in (rankers.at_random(1), rankers.attended):
+        for layer, born in enumerate(chosen(lm, method, pool, ranker)):
             alive = set(pool.long.blocks.born(layer)[pool.long.alive(layer)].tolist())
             assert len(set(born.tolist())) == method.config.long_slots
             assert set(born.tolist()) <= alive
@@ -132,7 +132,7 @@ def test_rows_by_attention_are_those_with_the_most_of_it(lm):
     pool = pools(lm, method)[2]
     hidden_BTC = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        found = rankers.attended(rankers.Asked(lm, method.modules(lm), 1, hidden_BTC, None), pool)[0]
+        found = rankers.attended(rankers.RankerInput(lm, method.modules(lm), 1, hidden_BTC, None), pool)[0]
         still = torch.zeros(4, dtype=torch.long)
         query_HTD = queries(lm.model, 1, hidden_BTC, still, "read")[0]
         row_NC = pool.long.blocks.rows(1, torch.arange(pool.long.blocks.num_rows))
@@ -163,7 +163,7 @@ def test_the_next_layer_is_fetched_while_one_is_read():
         began[layer].set()
         return [torch.tensor([layer])]
 
-    rows = Ahead(fetch, 3, torch.device("cpu"))
+    rows = LayerPrefetch(fetch, 3, torch.device("cpu"))
     assert rows.take(0)[0].item() == 0
     assert began[1].wait(10), "nobody has asked for it yet"
     assert not began[2].is_set()
@@ -198,7 +198,7 @@ def test_a_fetch_that_fails_is_an_error_where_its_layer_is_read():
             raise OSError("the disk is gone")
         return []
 
-    rows = Ahead(fetch, 2, torch.device("cpu"))
+    rows = LayerPrefetch(fetch, 2, torch.device("cpu"))
     assert rows.take(0) == []
     with pytest.raises(OSError, match="the disk is gone"):
         rows.take(1)
@@ -211,7 +211,7 @@ def test_a_prefix_in_int8_is_near_and_the_same_for_all_tokens(lm):
     whole = last(lm, PROMPTS[1:2], coded)
     assert torch.allclose(whole, last(lm, PROMPTS[1:2], exact), atol=0.05)
     near = exact(0, torch.empty(0))
-    kv = SmallKV.of(near)
+    kv = Int8KV.of(near)
     for small_part, part in ((kv.kv.key_BGMD, near.key_BGMD), (kv.kv.value_BGMD, near.value_BGMD)):
         step = part.abs().amax(-1, keepdim=True) / 127
         assert ((small_part - part).abs() <= step / 2 + 1e-6).all()

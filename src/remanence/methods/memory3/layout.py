@@ -1,4 +1,4 @@
-"""Which memories stand in front of which tokens of a batch, and in which columns."""
+"""Which tokens of a batch see which memories, and in which columns of the prefix these stand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Group:
 
 
 def num_real(memory: ExplicitMemory) -> int:
-    """Tokens of the longest head of a memory (its text's length where every token was kept)."""
+    """Tokens that the fullest head of a memory holds (the text's length where every token is kept)."""
     return int((memory.index_LGN[0, 0] >= 0).sum())
 
 

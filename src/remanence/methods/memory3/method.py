@@ -1,4 +1,4 @@
-"""Memory³ (arXiv 2407.01178): references become sparse keys and values that self-attention reads back."""
+"""The method Memory³ (arXiv 2407.01178): references become sparse keys and values that self-attention reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Memory3Config:
     `kept_tokens` None keeps every token. `positions`: "parallel" puts all references in one interval of
     `reference_tokens` positions (§3.3), "consecutive" one after the other, keys rotated to their place.
     `selection`: the softmax of the formula, or "exp", the denominator-free weights of the authors' code.
-    `refresh_tokens` None: memory is read once per prompt and kept.
+    `refresh_tokens` None: memory is read once for each prompt.
     """
 
     memory_layers: tuple[int, ...]
@@ -69,10 +69,10 @@ def dense(lm: LM) -> Memory3Config:
 
 @dataclass(frozen=True)
 class Written:
-    """A batch of references as memory layers L have them: their kept keys and values, and how they were chosen.
+    """A batch of references at the memory layers L: the keys and values that are kept, and how they were selected.
 
-    `index_BLGN` int32, -1 where a head has kept fewer. `weight_BLGT` float32 (None where every token is kept and
-    nobody asked): attention received, -inf at padding. `seen`: the attention of each memory layer.
+    `index_BLGN` (int32): positions in the reference, -1 where a head keeps fewer. `weight_BLGT` (float32): attention
+    that each token received, -inf at padding; None where every token is kept. `seen`: the attention of each layer.
     """
 
     key_BLGND: Tensor
@@ -83,7 +83,7 @@ class Written:
 
 
 class Memory3(Method):
-    """Reads and writes explicit memory. Source: Memory³ §3; the choices it leaves open are in docs/memory3.md."""
+    """Memory³ (https://arxiv.org/abs/2407.01178, §3); docs/memory3.md lists what the paper leaves open."""
 
     name: ClassVar[str] = "memory3"
     presets: ClassVar = {"paper": paper, "dense": dense}
@@ -129,8 +129,8 @@ class Memory3(Method):
         real_BT = torch.arange(longest, device=lm.device) < num_tokens_B[:, None]
         layers, weighed = self.config.memory_layers, gradient or self.config.kept_tokens is not None
         ids_BT = torch.tensor(pad, device=lm.device)
-        found = capture(lm.model, ids_BT, frozenset(layers), pre_rope=weighed, gradient=gradient, role=lm.writes_as)
-        seen = [found[layer] for layer in layers]
+        records = capture(lm.model, ids_BT, frozenset(layers), pre_rope=weighed, gradient=gradient, role=lm.writes_as)
+        seen = [records[layer] for layer in layers]
         weights = [self._weigh(shown, len(lead), real_BT) for shown in seen] if weighed else []
         every = real_BT[:, None].expand(-1, seen[0].key_BGSD.shape[1], -1).float()
         keys, values, indices = [], [], []
@@ -164,16 +164,16 @@ class Memory3(Method):
         """Keys and values of `<s>Reference:` at every layer; the constant that text sees in all layers (§3.2)."""
         return lm.constant(self.prefix_ids(lm))
 
-    def read(self, lm: LM, recall: MemorySource, prompts: Sequence[Prompt]) -> Reading:
+    def read(self, lm: LM, memory_source: MemorySource, prompts: Sequence[Prompt]) -> Reading:
         """Each 64-token chunk of a prompt gets the memories that it retrieves itself (§3.1); one masked pass."""
         groups, hits = [], []
         for prompt in prompts:
-            found = [
-                (start, tuple(recall.hits(query, self.config.num_memories)))
+            retrieved = [
+                (start, tuple(memory_source.hits(query, self.config.num_memories)))
                 for start, query in self._chunks(lm, prompt)
             ]
-            hits.append(tuple(found))
-            groups.append([Group(start, self._load(lm, recall, chunk)) for start, chunk in found])
+            hits.append(tuple(retrieved))
+            groups.append([Group(start, self._load(lm, memory_source, chunk)) for start, chunk in retrieved])
         lead = self.lead(lm)
         prefix = self.prefix(lm, groups, [len(prompt.ids) for prompt in prompts], lead)
         return Reading(
@@ -184,43 +184,45 @@ class Memory3(Method):
             memory_tokens=tuple(max(num_slots(group) for group in row) for row in groups),
         )
 
-    def refresh(self, lm: LM, recall: MemorySource, reading: Reading, rows: Sequence[Sequence[int]]) -> Reading:
-        """The memories for the next 64 generated tokens: found with the last 64, instead of the old ones (§3.1)."""
+    def refresh(
+        self, lm: LM, memory_source: MemorySource, reading: Reading, sequences: Sequence[Sequence[int]]
+    ) -> Reading:
+        """New memories for the next 64 generated tokens, retrieved with the last 64 (§3.1)."""
         if self.config.refresh_tokens is None:
             return reading
-        hits = [
-            tuple(recall.hits(lm.decode(row[-self.config.chunk_tokens :]), self.config.num_memories)) if row else ()
-            for row in rows
-        ]
-        groups = [[Group(0, self._load(lm, recall, row))] for row in hits]
+        size, limit = self.config.chunk_tokens, self.config.num_memories
+        hits = [tuple(memory_source.hits(lm.decode(ids[-size:]), limit)) if ids else () for ids in sequences]
+        groups = [[Group(0, self._load(lm, memory_source, new))] for new in hits]
         return replace(
             reading,
-            decoding=self.prefix(lm, groups, [1] * len(rows)),
+            decoding=self.prefix(lm, groups, [1] * len(sequences)),
             groups=tuple(
-                (*old, (len(row) - 1, new)) if row else old
-                for old, row, new in zip(reading.groups, rows, hits, strict=True)
+                (*old, (len(ids) - 1, new)) if ids else old
+                for old, ids, new in zip(reading.groups, sequences, hits, strict=True)
             ),
         )
 
     @torch.no_grad()
-    def shares(
-        self, lm: LM, recall: MemorySource, reading: Reading, rows: Sequence[Sequence[int]]
+    def attention_shares(
+        self, lm: LM, memory_source: MemorySource, reading: Reading, sequences: Sequence[Sequence[int]]
     ) -> list[dict[str, float]]:
-        """Attention mass on each memory: mean over memory layers, heads, and the tokens that predict the answer."""
-        return [self._share(lm, recall, reading, i, row) for i, row in enumerate(rows)]
+        """Attention to each memory: mean over memory layers, heads, and the tokens that predict the answer."""
+        return [self._shares_of(lm, memory_source, reading, b, ids) for b, ids in enumerate(sequences)]
 
-    def _share(self, lm: LM, recall: MemorySource, reading: Reading, i: int, row: Sequence[int]) -> dict[str, float]:
-        groups = [Group(start, self._load(lm, recall, hits)) for start, hits in reading.groups[i]]
-        owners = [hit.chunk.id for _, hits in reading.groups[i] for hit in hits]
-        first = len(reading.prompts[i]) - 1  # the prompt's last token predicts the answer's first
-        if not owners or len(row) - 1 <= first:
+    def _shares_of(
+        self, lm: LM, memory_source: MemorySource, reading: Reading, b: int, ids: Sequence[int]
+    ) -> dict[str, float]:
+        groups = [Group(start, self._load(lm, memory_source, hits)) for start, hits in reading.groups[b]]
+        owners = [hit.chunk.id for _, hits in reading.groups[b] for hit in hits]
+        first = len(reading.prompts[b]) - 1  # the prompt's last token predicts the answer's first
+        if not owners or len(ids) - 1 <= first:
             return {}
-        prefix = self.prefix(lm, [groups], [len(row) - 1])
-        ids_BT = torch.tensor([row[:-1]], device=lm.device)
-        positions_BT = prefix.offset_tokens + torch.arange(len(row) - 1, device=lm.device)[None]
+        prefix = self.prefix(lm, [groups], [len(ids) - 1])
+        ids_BT = torch.tensor([ids[:-1]], device=lm.device)
+        positions_BT = prefix.offset_tokens + torch.arange(len(ids) - 1, device=lm.device)[None]
         layers = frozenset(self.config.memory_layers)
-        seen = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix, role=lm.reads_as)
-        mass_M = torch.stack([attention_mass(shown, first) for shown in seen.values()]).mean(0)
+        records = capture(lm.model, ids_BT, layers, positions_BT=positions_BT, memory=prefix, role=lm.reads_as)
+        mass_M = torch.stack([attention_mass(record, first) for record in records.values()]).mean(0)
         shares: dict[str, float] = dict.fromkeys(owners, 0.0)
         column = len(self.prefix_ids(lm))
         for owner, memory in zip(owners, (m for group in groups for m in group.memories), strict=True):
@@ -229,9 +231,9 @@ class Memory3(Method):
             column += width
         return shares
 
-    def _load(self, lm: LM, recall: MemorySource, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
+    def _load(self, lm: LM, memory_source: MemorySource, hits: Sequence[Hit]) -> tuple[ExplicitMemory, ...]:
         """In the model's own dtype, so that keys that are moved are rounded once."""
-        return tuple(memory.to(lm.device, lm.dtype) for memory in recall.memories(hits))
+        return tuple(memory.to(lm.device, lm.dtype) for memory in memory_source.memories(hits))
 
     def _chunks(self, lm: LM, prompt: Prompt) -> list[tuple[int, str]]:
         """(first token, search words) of each chunk; a short prompt is one chunk and searches with its question.

@@ -1,4 +1,4 @@
-"""Append-only blocks of rows and keys that many values may share: a snapshot of a pool copies none of them."""
+"""Append-only blocks of rows and search keys that many pools share: a snapshot of a pool copies none of them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MADV_DONTNEED = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows and keys are kept and how: in memory-mapped files in `folder`, or in RAM (None).
+    """Where rows and search keys are stored, and in which precision: memory-mapped files in `folder`, or RAM (None).
 
-    int8 has one scale a row, its largest value over 127.
+    int8 has one float32 scale for each row, its largest value over 127.
     """
 
     precision: Precision = "bfloat16"
@@ -35,15 +35,16 @@ class Place:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InputError(f"rows cannot be kept as {self.precision!r}", f"use one of {', '.join(PRECISIONS)}")
+            raise InputError(f"rows cannot be stored as {self.precision!r}", f"use one of {', '.join(PRECISIONS)}")
 
     def bytes_per_row(self, width: int) -> int:
+        """Bytes of a vector of `width` values."""
         return width * PRECISIONS[self.precision].itemsize + (4 if self.precision == "int8" else 0)
 
 
 @dataclass
 class Coded:
-    """Vectors [L, R, width] in a place's precision; `scale_LR` for int8 alone."""
+    """Vectors of the shape (L, R, width) in the precision of a place; `scale_LR` (float32) for int8 alone."""
 
     code_LRC: Tensor
     scale_LR: Tensor | None
@@ -51,6 +52,7 @@ class Coded:
 
     @staticmethod
     def room(num_layers: int, num_rows: int, width: int, place: Place) -> Coded:
+        """Uninitialised vectors."""
         shape, dtype = (num_layers, num_rows, width), PRECISIONS[place.precision]
         scale = torch.empty(shape[:2]) if place.precision == "int8" else None
         if place.folder is not None:
@@ -59,11 +61,12 @@ class Coded:
         return Coded(torch.empty(shape, dtype=dtype), scale)
 
     def release(self) -> None:
-        """Pages of the file that this process has touched leave its RAM; what is in them stays in the file."""
+        """Removes the file's pages from this process's RAM; the file holds their content."""
         if self.file is not None and sys.platform == "linux":
             self.file.madvise(MADV_DONTNEED)
 
     def put(self, at: int, row_LNC: Tensor) -> None:
+        """Writes N vectors per layer from place `at` on."""
         end = at + row_LNC.shape[1]
         if self.scale_LR is not None:
             row_LNC, scale_LN1 = rounded(row_LNC)
@@ -71,21 +74,21 @@ class Coded:
         self.code_LRC[:, at:end] = row_LNC.to(self.code_LRC)
 
     def get(self, layer: int, index_N: Tensor | slice) -> Tensor:
-        """row_NC of one layer, as float32 where it was int8, else as it is kept."""
+        """row_NC of one layer, as float32 for int8, else in the stored precision."""
         code_NC = self.code_LRC[layer, index_N]
         return code_NC if self.scale_LR is None else code_NC.float() * self.scale_LR[layer, index_N, None]
 
 
 def rounded(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes of vectors (the last dimension) and each one's scale, its largest value over 127 (float32)."""
+    """int8 codes of vectors (the last dimension), and the scale of each (float32, 1 in the last dimension)."""
     scale = vectors.detach().float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
     return (vectors.detach().float() / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def _mapped(num_bytes: int, folder: Path) -> mmap:
-    """Room in a file of its own that is gone when nothing holds the room: nothing is left on disk."""
+    """Room in a new file that has no name any more: nothing is left on disk when the room is freed."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"rows-{secrets.token_hex(8)}.bin"  # nobody else's, whoever else keeps rows here
+    file = folder / f"rows-{secrets.token_hex(8)}.bin"  # other pools may use the folder too
     with file.open("w+b") as opened:
         opened.truncate(num_bytes)
         room = mmap(opened.fileno(), num_bytes)
@@ -95,7 +98,7 @@ def _mapped(num_bytes: int, folder: Path) -> mmap:
 
 @dataclass
 class Block:
-    """Room for rows, their keys and when they were born; only `filled` of it is used, and that part never changes."""
+    """Room for rows, their search keys and the clocks when they were written. The first `filled` rows never change."""
 
     row: Coded
     key: Coded
@@ -109,10 +112,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows in the order of their coming; a value: `append` leaves this one as it was.
+    """Rows in the order in which they were appended. A value: `append` makes a new one.
 
-    `counts[i]` rows of `blocks[i]` are this value's. Rows are appended to the last block in place, where this value
-    is its newest owner; a fork copies that one block.
+    `counts[i]` rows of `blocks[i]` belong to this value. `append` writes into the last block in place where this value
+    owns all its filled rows; else it copies that one block.
     """
 
     place: Place
@@ -125,15 +128,17 @@ class Blocks:
 
     @property
     def bytes_of_row(self) -> int:
-        """Of one row in every layer, with its search keys and when it was born."""
+        """Bytes of one row in every layer, with its search keys and clocks."""
         per_layer = self.place.bytes_per_row(self.width) + self.place.bytes_per_row(self.key_width) + 8
         return self.num_layers * per_layer
 
     @property
     def num_rows(self) -> int:
+        """Rows per layer."""
         return sum(self.counts)
 
     def append(self, row_LNC: Tensor, key_LNE: Tensor, born_LN: Tensor) -> Blocks:
+        """With N more rows per layer, their search keys, and the clocks (int64) when they were written."""
         blocks, counts, at = list(self.blocks), list(self.counts), 0
         if blocks and counts[-1] < blocks[-1].filled:
             blocks[-1] = self._copy(blocks[-1], counts[-1])
@@ -155,51 +160,54 @@ class Blocks:
         return self._with(blocks, counts)
 
     def without_first(self, num_blocks: int) -> Blocks:
+        """Without the oldest blocks."""
         return self._with(self.blocks[num_blocks:], self.counts[num_blocks:])
 
     def born_LM(self) -> Tensor:
+        """born_LM (int64): the clock when each row was written."""
         parts = [b.born_LR[:, :n] for b, n in self._pairs()]
         return torch.cat(parts, dim=1) if parts else torch.empty(self.num_layers, 0, dtype=torch.long)
 
     def born(self, layer: int) -> Tensor:
+        """born_M (int64) of one layer."""
         parts = [b.born_LR[layer, :n] for b, n in self._pairs()]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
     def keys(self, layer: int) -> Iterator[Tensor]:
-        """key_NE of one layer, a block at a time."""
+        """key_NE of one layer, one tensor for each block."""
         for block, count in self._pairs():
             yield block.key.get(layer, slice(0, count))
             block.key.release()
 
     def rows(self, layer: int, index_N: Tensor) -> Tensor:
-        """row_NC of one layer at places counted over all blocks."""
+        """row_NC of one layer at the places `index_N`, counted over all blocks."""
         out_NC: Tensor | None = None
         start = 0
         for block, count in self._pairs():
             here_N = ((index_N >= start) & (index_N < start + count)).nonzero().squeeze(1)
             if len(here_N):
-                found_NC = block.row.get(layer, index_N[here_N] - start)
+                row_NC = block.row.get(layer, index_N[here_N] - start)
                 block.row.release()
                 if out_NC is None:
-                    out_NC = found_NC.new_empty(len(index_N), found_NC.shape[-1])
-                out_NC[here_N] = found_NC
+                    out_NC = row_NC.new_empty(len(index_N), row_NC.shape[-1])
+                out_NC[here_N] = row_NC
             start += count
         return torch.empty(0, self.width) if out_NC is None else out_NC
 
     def parts(self) -> dict[str, Tensor]:
-        """All rows as they are kept, by name: codes, scales where there are any, and when they were born."""
-        found = {"long.born": self.born_LM()}
+        """Everything by name: codes as they are stored, scales for int8, clocks. See `with_parts`."""
+        parts = {"long.born": self.born_LM()}
         for name in ("row", "key"):
             coded: list[tuple[Coded, int]] = [(getattr(block, name), count) for block, count in self._pairs()]
             if coded:
-                found[f"long.{name}"] = torch.cat([part.code_LRC[:, :n] for part, n in coded], dim=1)
+                parts[f"long.{name}"] = torch.cat([part.code_LRC[:, :n] for part, n in coded], dim=1)
             scales = [part.scale_LR[:, :n] for part, n in coded if part.scale_LR is not None]
             if scales:
-                found[f"long.{name}_scale"] = torch.cat(scales, dim=1)
-        return found
+                parts[f"long.{name}_scale"] = torch.cat(scales, dim=1)
+        return parts
 
     def with_parts(self, parts: Mapping[str, Tensor]) -> Blocks:
-        """These (empty) blocks with what `parts` gave, bit for bit."""
+        """These empty blocks filled with what `parts` returned, bit for bit."""
         at, total, blocks, counts = 0, parts["long.born"].shape[1], [], []
         while at < total:
             block, part = self._fresh(), slice(at, min(at + self.block_rows, total))

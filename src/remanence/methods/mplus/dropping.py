@@ -1,4 +1,4 @@
-"""Which rows leave a full pool: at random as the paper says, or by importance; one function each."""
+"""Drop policies: which rows leave the pool at a write, at random (M+ §3.1) or by importance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from remanence.methods.mplus.retriever import scores
 
 @dataclass(frozen=True)
 class Full:
-    """A full pool and the rows that want in; `generator` is the pool's own."""
+    """What a drop policy sees: the pool's rows, the fresh rows, and the pool's own generator."""
 
     lm: LM
     modules: MPlusModules
@@ -28,24 +28,24 @@ class Full:
 
 
 def at_random(full: Full) -> Tensor:
-    """Each layer draws its own permutation; its last K places leave (drawn as in the authors' code)."""
+    """dropped_LK (int64, ascending): K random places in each layer, drawn as in the authors' code."""
     L, N, _ = full.row_LNC.shape
     K = full.fresh_LKC.shape[1]
     return torch.stack([torch.randperm(N, generator=full.generator)[N - K :].sort().values for _ in range(L)])
 
 
 def by_retrieval(full: Full) -> Tensor:
-    """Rows that the writer's retriever scores low for the fresh rows leave sooner."""
+    """dropped_LK: rows that the writer's retriever scores low for the fresh rows leave sooner."""
     return _weighted(full, _per_layer(full, _retrieval_mass))
 
 
 def by_attention(full: Full) -> Tensor:
-    """Rows that the fresh rows attend to little, by the reader's own queries and keys, leave sooner."""
+    """dropped_LK: rows that get little attention of the fresh rows, by the reader's queries and keys, leave sooner."""
     return _weighted(full, _per_layer(full, _attention_mass))
 
 
 def by_redundancy(full: Full) -> Tensor:
-    """Rows that a fresh row nearly repeats (cosine) leave sooner."""
+    """dropped_LK: rows that are similar to a fresh row (cosine) leave sooner."""
     return _weighted(full, 1.0 - _per_layer(full, _likeness))
 
 
@@ -58,6 +58,7 @@ POLICIES: dict[str, Callable[[Full], Tensor]] = {
 
 
 def policy(name: str) -> Callable[[Full], Tensor]:
+    """The policy of this name. Raises InputError for a name that does not exist."""
     if name not in POLICIES:
         raise InputError(f"no drop policy is called {name!r}", f"use one of {', '.join(POLICIES)}")
     return POLICIES[name]
@@ -68,7 +69,7 @@ def _per_layer(full: Full, worth: Callable[[Full, int], Tensor]) -> Tensor:
 
 
 def _weighted(full: Full, worth_LN: Tensor) -> Tensor:
-    """K places per layer, drawn without replacement; a row whose worth has the z-score z leaves exp(-z) as readily."""
+    """K places per layer, drawn without replacement with weights exp(-z), z the z-score of a row's worth."""
     spread_L1 = worth_LN.std(1, keepdim=True).clamp(min=1e-6)
     z_LN = (worth_LN - worth_LN.mean(1, keepdim=True)) / spread_L1
     gumbel_LN = -(-torch.rand(worth_LN.shape, generator=full.generator).clamp(1e-9, 1 - 1e-6).log()).log()
@@ -82,7 +83,7 @@ def _retrieval_mass(full: Full, layer: int) -> Tensor:
 
 
 def _attention_mass(full: Full, layer: int) -> Tensor:
-    """Mean over heads and fresh rows of their attention to the pool's rows, all at position 0: a place is no merit."""
+    """worth_N: attention of the fresh rows to the pool's, mean over heads and fresh rows, all at position 0."""
     model, row_NC, fresh_KC = full.lm.model, full.row_LNC[layer], full.fresh_LKC[layer]
     still = torch.zeros(len(row_NC), dtype=torch.long, device=row_NC.device)
     key_GND = rows_to_kv(model, layer, row_NC[None], still, "read").key_BGMD[0]

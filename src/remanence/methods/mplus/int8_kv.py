@@ -1,4 +1,4 @@
-"""Keys and values of a prefix as int8, one scale for each vector: about half of the bytes that bfloat16 takes."""
+"""Keys and values as int8 with one scale for each vector: about half of the bytes of bfloat16."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from remanence.types import KV
 
 
 @dataclass(frozen=True)
-class SmallKV:
-    """`kv` gives the rounded vectors back; a value differs by at most half of its vector's largest over 127, and by
-    what the dtype itself rounds. No gradient flows.
+class Int8KV:
+    """Int8 codes and one float32 scale for each key and each value; `kv` decodes them. No gradient flows.
+
+    A decoded value differs by at most half of its vector's largest over 127, plus the rounding of `dtype`.
     """
 
     key_BGMD: Tensor
@@ -25,16 +26,29 @@ class SmallKV:
     dtype: torch.dtype
 
     @staticmethod
-    def of(kv: KV) -> SmallKV:
+    def of(kv: KV) -> Int8KV:
+        """Rounds `kv`."""
         key, value = rounded(kv.key_BGMD), rounded(kv.value_BGMD)
-        return SmallKV(*key, *value, kv.visible_BTM, kv.key_BGMD.dtype)
+        return Int8KV(*key, *value, kv.visible_BTM, kv.key_BGMD.dtype)
 
     @property
     def kv(self) -> KV:
+        """Keys and values in `dtype`."""
         key_BGMD = (self.key_BGMD * self.key_scale_BGM1).to(self.dtype)
         return KV(key_BGMD, (self.value_BGMD * self.value_scale_BGM1).to(self.dtype), self.visible_BTM)
 
-    def row(self, i: int) -> SmallKV:
-        """Of row `i` of the batch alone."""
-        parts = (self.key_BGMD, self.key_scale_BGM1, self.value_BGMD, self.value_scale_BGM1, self.visible_BTM)
-        return SmallKV(*(part if part is None or len(part) == 1 else part[i : i + 1] for part in parts), self.dtype)
+    def of_prompt(self, b: int) -> Int8KV:
+        """Of prompt `b` of the batch alone."""
+
+        def of(part: Tensor) -> Tensor:
+            return part if len(part) == 1 else part[b : b + 1]
+
+        visible_BTM = None if self.visible_BTM is None else of(self.visible_BTM)
+        return Int8KV(
+            of(self.key_BGMD),
+            of(self.key_scale_BGM1),
+            of(self.value_BGMD),
+            of(self.value_scale_BGM1),
+            visible_BTM,
+            self.dtype,
+        )

@@ -1,4 +1,4 @@
-"""Long-term memory: what dropped out of the pool, staged, merged, and evicted by age or as the authors' code does."""
+"""Long-term memory (M+ §3.2): rows that the pool dropped, staged, merged, and evicted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ DEAD_BELOW = 0.01
 
 @dataclass(frozen=True)
 class Keeping:
-    """How much is kept: `capacity_rows` is never exceeded with "age", whose oldest rows leave at a merge.
+    """How many rows per layer stay, and which are evicted.
 
-    "reference" is the authors' code: a merged row starts at `initial_frequency`, each merge takes
-    `decay` from all, and rows at zero leave, but only where more than `at_least_rows` stay.
+    "age": the oldest rows are evicted at a merge, and `capacity_rows` is never exceeded. "reference" is the authors'
+    code: a merged row starts with the frequency `initial_frequency`, each merge subtracts `decay` from all, and rows
+    at zero are evicted, but only where more than `at_least_rows` stay. A merge follows after `merge_rows` rows.
     """
 
     eviction: Eviction = "age"
@@ -33,11 +34,11 @@ class Keeping:
 
 @dataclass(frozen=True)
 class LongTerm:
-    """A value. The first `num_merged` rows are merged, the others staged; both are read.
+    """A value: every change makes a new one. The first `num_merged` rows are merged, the others staged; both are read.
 
-    `oldest_L`: rows born before it are gone ("age"). `dies_LM`: the number of decays at which a merged row goes
-    ("reference"), of which a layer has had `decays_L`; `kept_LM`: which merged rows
-    the merges so far have left.
+    `oldest_L` (int64): rows born before it are evicted ("age"). For "reference" alone: `decays_L`, what the merges have
+    subtracted in each layer so far; `dies_LM`, the value of `decays_L` at which each merged row is evicted; `kept_LM`
+    (bool), the merged rows that are not evicted.
     """
 
     keeping: Keeping
@@ -50,6 +51,7 @@ class LongTerm:
 
     @staticmethod
     def empty(keeping: Keeping, blocks: Blocks) -> LongTerm:
+        """Without a row; `blocks` must be empty."""
         oldest_L = torch.full((blocks.num_layers,), torch.iinfo(torch.long).min)
         if keeping.eviction == "age":
             return LongTerm(keeping, blocks, oldest_L)
@@ -58,23 +60,24 @@ class LongTerm:
 
     @property
     def num_staged(self) -> int:
+        """Rows per layer that wait for the next merge."""
         return self.blocks.num_rows - self.num_merged
 
     def stage(self, row_LNC: Tensor, key_LNE: Tensor, born_LN: Tensor) -> LongTerm:
-        """Rows that have just dropped out of the pool; a merge follows when `merge_rows` are staged."""
+        """With rows that the pool has just dropped; a merge follows when `merge_rows` are staged."""
         staged = replace(self, blocks=self.blocks.append(row_LNC, key_LNE, born_LN))
         return staged.merge() if staged.num_staged >= self.keeping.merge_rows else staged
 
     def merge(self) -> LongTerm:
-        """Staged rows become merged ones and rows too many are evicted; no row is copied."""
+        """With all staged rows merged and surplus rows evicted; no row is copied."""
         merged = self._merge_by_frequency() if self.keeping.eviction == "reference" else self._merge_by_age()
         return merged._freed()
 
     def _merge_by_age(self) -> LongTerm:
-        kept = max(1, self.keeping.capacity_rows - self.keeping.merge_rows)  # the next stage fills the rest
+        num_kept = max(1, self.keeping.capacity_rows - self.keeping.merge_rows)  # staged rows fill the rest
         born_LM, oldest_L = self.blocks.born_LM(), self.oldest_L
-        if born_LM.shape[1] > kept:
-            oldest_L = torch.maximum(oldest_L, born_LM.topk(kept, dim=1, sorted=False).values.amin(1))
+        if born_LM.shape[1] > num_kept:
+            oldest_L = torch.maximum(oldest_L, born_LM.topk(num_kept, dim=1, sorted=False).values.amin(1))
         return replace(self, num_merged=self.blocks.num_rows, oldest_L=oldest_L)
 
     def _merge_by_frequency(self) -> LongTerm:
@@ -92,7 +95,7 @@ class LongTerm:
         return replace(self, num_merged=self.blocks.num_rows, dies_LM=dies_LM, decays_L=decays_L, kept_LM=kept_LM)
 
     def _freed(self) -> LongTerm:
-        """Without the first blocks, where every row of them is gone in every layer."""
+        """Without the first blocks whose rows are evicted in every layer."""
         alive_LM = torch.stack([self.alive(layer) for layer in range(self.blocks.num_layers)])
         num_blocks = num_rows = 0
         for count in self.blocks.counts[:-1]:
@@ -108,13 +111,13 @@ class LongTerm:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def alive(self, layer: int) -> Tensor:
-        """alive_M (bool) of all rows, staged ones too."""
+        """alive_M (bool): rows of one layer that are not evicted, staged ones included."""
         if self.kept_LM is None:
             return self.blocks.born(layer) >= self.oldest_L[layer]
         return torch.cat([self.kept_LM[layer], torch.ones(self.num_staged, dtype=torch.bool)])
 
     def frequency(self, layer: int) -> Tensor:
-        """frequency_M of the merged rows, as the authors' code counts it."""
+        """frequency_M of the merged rows of one layer, as the authors' code counts it ("reference" alone)."""
         assert self.dies_LM is not None
         assert self.decays_L is not None
         return self.dies_LM[layer] - self.decays_L[layer]

@@ -1,4 +1,4 @@
-"""What M+ trains beside the two adapters: first vectors, a mark, three projectors per layer, and a first pool."""
+"""The parts that M+ trains beside its two adapters: first vectors, a mark, projectors, and the first pool."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from remanence.methods.mplus.retriever import projectors
 
 
 class MPlusModules(nn.Module):
-    """`bos_LC`: the vector in front of every prefix, one per layer. `mark_C` is added to the tokens that become rows.
+    """Trained parameters and the first pool of M+ for one model.
 
-    `query`, `key`: the reader's retriever; `encoder_query`: the writer's. `pool_LNC`: what a new pool holds; `long`
-    what its long-term memory does (`row_LMC`, `key_LME`, `age_LM`, `frequency_LM`, for published checkpoints).
+    `bos_LC`: the vector in front of every prefix, one per layer. `mark_C` is added to the tokens that become rows.
+    `query`, `key`: the projectors of the reader's retriever, one per layer; `encoder_query`: the writer's. `pool_LNC`:
+    the rows of a new pool. `long`: its long-term memory in published checkpoints (`row_LMC`, `key_LME`, `age_LM`,
+    `frequency_LM`), else empty.
     """
 
     pool_LNC: Tensor
@@ -38,6 +40,7 @@ class MPlusModules(nn.Module):
 
     @property
     def num_layers(self) -> int:
+        """Layers of the model."""
         return len(self.bos_LC)
 
     def first_long(self, empty: LongTerm) -> LongTerm:
@@ -52,21 +55,22 @@ class MPlusModules(nn.Module):
         return replace(merged, dies_LM=dies_LM, kept_LM=torch.ones_like(dies_LM, dtype=torch.bool))
 
     def load_retriever(self, file: Path) -> None:
-        """Other projectors for queries and keys, of the same shapes. InputError where there are none."""
+        """Replaces the reader's projectors by those of a safetensors file. InputError for a file without them."""
         try:
-            found = load_file(file)
+            tensors = load_file(file)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"no retriever can be read from {str(file)!r}: {error}", "train one, or name another"
             ) from error
         wanted = {name: t for name, t in self.state_dict().items() if name.startswith(("query.", "key."))}
-        fill(wanted, found, f"the retriever {file.name}")
+        fill(wanted, tensors, f"the retriever {file.name}")
 
     @staticmethod
     def beside(lm: LM, key_width: int, pool_rows: int) -> MPlusModules:
-        """What a model folder's `latent.safetensors` holds; else a start: random projectors and pool (authors' code).
+        """The modules in a model folder (`latent.safetensors`); else new ones to train, as in the authors' code.
 
-        The first vector starts as the embedding of the model's own BOS token. Raises InputError where shapes differ.
+        New ones have random projectors and a random pool; the first vector is the embedding of the model's BOS token.
+        Raises InputError where shapes differ.
         """
         made = MPlusModules(lm.dims.num_layers, lm.dims.width, key_width, pool_rows)
         if lm.latent is not None:
@@ -79,7 +83,6 @@ class MPlusModules(nn.Module):
             made.long = long
         elif lm.bos:
             with torch.no_grad():
-                made.bos_LC.copy_(
-                    lm.model.get_input_embeddings().weight[lm.bos[0]].float().expand(lm.dims.num_layers, -1)
-                )
+                embedding_VC = lm.model.get_input_embeddings().get_parameter("weight")
+                made.bos_LC.copy_(embedding_VC[lm.bos[0]].float().expand(lm.dims.num_layers, -1))
         return made.to(lm.device, lm.dtype).eval()

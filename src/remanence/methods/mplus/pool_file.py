@@ -1,4 +1,4 @@
-"""A pool in one file: safetensors with a fingerprint of model and method and a checksum, read back whole or not."""
+"""A pool in one file: safetensors with a fingerprint and a checksum, read back whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,81 +12,63 @@ from torch import Tensor
 
 from remanence.errors import BankMismatch, InputError
 from remanence.methods.mplus.blocks import Blocks
-from remanence.methods.mplus.history import PoolHistory, Write
-from remanence.methods.mplus.pool import Pool
+from remanence.methods.mplus.pool import Pool, PoolHistory, Write
 from remanence.tensor_file import read_tensors, write_tensors
 
 FORMAT = "remanence pool 1"
 _OPTIONAL = ("decays_L", "dies_LM", "kept_LM")
 
 
-def save_pool(pool: Pool, file: Path, fingerprint: str) -> None:
-    """Writes `file` in one step: what was there stays whole until all of the new one is on disk.
+def save_history(history: PoolHistory, file: Path, fingerprint: str) -> None:
+    """Writes the pool and its writes in one step: `file` holds all of the old bytes or all of the new ones.
 
-    `fingerprint`: what the rows are valid for (`Method.fingerprint`).
+    `fingerprint`: what the pool is valid for. The pools after earlier writes are not stored.
     """
-    _save(pool, file, fingerprint, [])
-
-
-def _save(pool: Pool, file: Path, fingerprint: str, writes: list[Any]) -> None:
-    tensors, numbers = parts_of(pool)
-    told = json.dumps({**numbers, "writes": writes})
-    write_tensors(file, tensors, {"format": FORMAT, "fingerprint": fingerprint, "numbers": told})
-
-
-def save_history(kept: PoolHistory, file: Path, fingerprint: str) -> None:
-    """As `save_pool`, with the writes that made the pool; pools of earlier moments are not kept."""
-    _save(kept.pool, file, fingerprint, [[list(write.ids), write.begin, write.end] for write in kept.writes])
+    tensors, numbers = parts_of(history.pool)
+    writes = [[list(write.ids), write.begin, write.end] for write in history.writes]
+    metadata = {"format": FORMAT, "fingerprint": fingerprint, "numbers": json.dumps({**numbers, "writes": writes})}
+    write_tensors(file, tensors, metadata)
 
 
 def load_history(file: Path, like: PoolHistory, fingerprint: str) -> PoolHistory:
-    """As `load_pool`; of earlier moments only `like`, the first one, can be gone back to."""
-    pool, writes = _load(file, like.pool, fingerprint)
-    return PoolHistory(pool, tuple(Write(tuple(ids), begin, end) for ids, begin, end in writes), ((0, like.pool),))
+    """The pool in `file` and its writes; only `like`, the history before the first write, can be gone back to.
 
-
-def load_pool(file: Path, like: Pool, fingerprint: str) -> Pool:
-    """The pool in `file`, its long-term memory where that of `like` (a fresh pool of the same method) is.
-
-    Raises InputError where there is no such file, BankCorrupted for one that is cut or changed, and BankMismatch for
-    one of another model, method or shape.
+    Its long-term memory is stored where that of `like` is. Raises InputError where there is no such file,
+    BankCorrupted for a file that is cut or changed, BankMismatch for one of another model, method or shape.
     """
-    return _load(file, like, fingerprint)[0]
-
-
-def _load(file: Path, like: Pool, fingerprint: str) -> tuple[Pool, list[Any]]:
     if not file.is_file():
-        raise InputError(f"there is no pool at {str(file)!r}", "name a file that `save` has written")
-    told, tensors = read_tensors(file)
-    if told.get("format") != FORMAT:
+        raise InputError(f"there is no pool at {str(file)!r}", "name a file that `Session.save` has written")
+    metadata, tensors = read_tensors(file)
+    if metadata.get("format") != FORMAT:
         raise BankMismatch(
-            f"{str(file)!r} is no pool of this version ({told.get('format')!r})", f"this one reads {FORMAT!r}"
+            f"{str(file)!r} is no pool of this version ({metadata.get('format')!r})", f"this one reads {FORMAT!r}"
         )
-    if told["fingerprint"] != fingerprint:
+    if metadata["fingerprint"] != fingerprint:
         raise BankMismatch(
-            f"{str(file)!r} is of another model or method ({told['fingerprint'][:8]}, not {fingerprint[:8]})",
+            f"{str(file)!r} is of another model or method ({metadata['fingerprint'][:8]}, not {fingerprint[:8]})",
             "use the model and the settings that it was written with, or write its texts again",
         )
-    if tensors["row_LNC"].shape != like.row_LNC.shape:
-        shapes = f"{tuple(tensors['row_LNC'].shape)}, not {tuple(like.row_LNC.shape)}"
+    if tensors["row_LNC"].shape != like.pool.row_LNC.shape:
+        shapes = f"{tuple(tensors['row_LNC'].shape)}, not {tuple(like.pool.row_LNC.shape)}"
         raise BankMismatch(
             f"the pool in {str(file)!r} has the shape {shapes}", "use the method's settings it was made with"
         )
-    numbers = json.loads(told["numbers"])
-    return pool_of(tensors, numbers, like), numbers["writes"]
+    numbers = json.loads(metadata["numbers"])
+    writes = tuple(Write(tuple(ids), begin, end) for ids, begin, end in numbers["writes"])
+    return PoolHistory(pool_of(tensors, numbers, like.pool), writes, ((0, like.pool),))
 
 
 def parts_of(pool: Pool) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Everything that the pool's next write depends on: tensors, and numbers that JSON can hold."""
-    long, parts = pool.long, pool.long.blocks.parts()
-    found = {"row_LNC": pool.row_LNC, "born_LN": pool.born_LN, "random": pool.random, "oldest_L": long.oldest_L}
+    """Everything that the pool's next write depends on: tensors, and integers that JSON can hold."""
+    long = pool.long
+    tensors = {"row_LNC": pool.row_LNC, "born_LN": pool.born_LN, "random": pool.random, "oldest_L": long.oldest_L}
     optional = {name: getattr(long, name) for name in _OPTIONAL}
-    tensors = found | parts | {name: tensor for name, tensor in optional.items() if tensor is not None}
+    tensors |= long.blocks.parts() | {name: tensor for name, tensor in optional.items() if tensor is not None}
     return tensors, {"clock": pool.clock, "num_merged": long.num_merged}
 
 
 def pool_of(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], like: Pool) -> Pool:
-    """The pool that `parts_of` took apart; its long-term memory lies where that of `like` does."""
+    """The pool that `parts_of` took apart. Its tensors have the device and dtype of those of `like`."""
     blocks: Blocks = replace(like.long.blocks, blocks=(), counts=()).with_parts(tensors)
     optional = {name: tensors.get(name) for name in _OPTIONAL}
     long = replace(like.long, blocks=blocks, oldest_L=tensors["oldest_L"], num_merged=numbers["num_merged"], **optional)

@@ -1,4 +1,4 @@
-"""What a layer reads from RAM or disk, on its way to the model's device while the layer before it computes."""
+"""Tensors of one layer, copied to the model's device while the layer before it computes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 
-class Ahead:
-    """`take(layer)` gives what `fetch(layer)` gives, on `device`, and has the next layer's fetched meanwhile.
+class LayerPrefetch:
+    """Calls `fetch(layer)` one layer ahead, in a thread, and copies its tensors to `device`.
 
-    By a thread, since rows in pageable memory or files block who copies them; on an accelerator through pinned memory
-    and a stream of its own.
+    A thread, since copying from pageable memory or files blocks the caller. On an accelerator the copies use pinned
+    memory and a stream of their own.
     """
 
     def __init__(self, fetch: Callable[[int], list[Tensor]], num_layers: int, device: torch.device) -> None:
@@ -24,16 +24,17 @@ class Ahead:
         self._waiting: dict[int, Future[list[Tensor]]] = {}
 
     def take(self, layer: int) -> list[Tensor]:
-        under_way = self._waiting.pop(layer, None)
-        found = self._copies(layer) if under_way is None else under_way.result()
+        """The tensors of `layer`; the next layer's are fetched from now on. Raises what `fetch` has raised."""
+        future = self._waiting.pop(layer, None)
+        tensors = self._copies(layer) if future is None else future.result()
         if layer + 1 < self.num_layers:
             self._waiting[layer + 1] = self._worker.submit(self._copies, layer + 1)
         else:
             self._worker.shutdown(wait=False)
         if self._stream is not None:
-            for tensor in found:
+            for tensor in tensors:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
-        return found
+        return tensors
 
     def _copies(self, layer: int) -> list[Tensor]:
         on: AbstractContextManager[object] = torch.cuda.stream(self._stream) if self._stream else nullcontext()

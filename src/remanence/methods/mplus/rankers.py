@@ -1,4 +1,4 @@
-"""What of long-term memory is read: rows scored by the co-trained retriever, or as it is compared with."""
+"""Rankers of long-term memory: the co-trained retriever, and the ones that it is compared with."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from remanence.methods.mplus.retriever import scores
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a layer is asked with: the hidden states that enter its attention; `mask_BT` marks text.
+class RankerInput:
+    """What a ranker sees of one layer: the hidden states that enter its attention; `mask_BT`: 1 where there is text.
 
-    `key_NEs`: the search keys of long-term memory where they were fetched ahead; None: they come as they are needed.
+    `key_NEs`: the search keys of long-term memory, a block each, where they were fetched ahead; None: read when needed.
     """
 
     lm: LM
@@ -31,49 +31,50 @@ class Asked:
     key_NEs: Sequence[Tensor] | None = None
 
     def keys(self, pool: Pool) -> Iterable[Tensor]:
+        """key_NE of the pool's long-term memory, a block at a time."""
         return pool.long.blocks.keys(self.layer) if self.key_NEs is None else self.key_NEs
 
 
-Choice = Callable[[Asked, Pool], Tensor]
-"""score_BM of all rows of a pool's long-term memory, those that are gone too."""
+Ranker = Callable[[RankerInput, Pool], Tensor]
+"""A function that gives score_BM of all rows of a pool's long-term memory, evicted ones included."""
 
 
-def trained(asked: Asked, pool: Pool) -> Tensor:
-    """The co-trained retriever (M+ §3.2)."""
-    query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
-    parts = [scores(query_BTE, key_NE, asked.mask_BT) for key_NE in asked.keys(pool)]
+def trained(layer_input: RankerInput, pool: Pool) -> Tensor:
+    """score_BM of single rows by the co-trained retriever (M+ §3.2)."""
+    query_BTE = layer_input.modules.query[layer_input.layer](layer_input.hidden_BTC)
+    parts = [scores(query_BTE, key_NE, layer_input.mask_BT) for key_NE in layer_input.keys(pool)]
     return torch.cat(parts, dim=1)
 
 
-def by_write(rows: int) -> Choice:
-    """The co-trained retriever asked for whole writes of `rows` clock ticks each: a question finds a passage.
+def by_write(rows: int) -> Ranker:
+    """The co-trained retriever for whole writes of `rows` clock ticks each, so that a question retrieves a passage.
 
-    A write scores the mean over tokens of its best row's sigmoid; of one write the better rows come first. Rows that a
-    new pool began with are nobody's text and are never read.
+    A write's score is the mean over tokens of its best row's sigmoid. Within a write, rows are ordered by their own
+    score. Rows of the first pool belong to no text: their score is -inf.
     """
 
-    def choice(asked: Asked, pool: Pool) -> Tensor:
-        blocks, layer = pool.long.blocks, asked.layer
+    def ranker(layer_input: RankerInput, pool: Pool) -> Tensor:
+        blocks, layer = pool.long.blocks, layer_input.layer
         born_M = blocks.born(layer)
-        best = _best(asked, asked.keys(pool), born_M, pool.long.alive(layer) & (born_M > 0), rows)
+        best = _best(layer_input, layer_input.keys(pool), born_M, pool.long.alive(layer) & (born_M > 0), rows)
         score_BM = best.score_BW[:, best.write_M.to(best.score_BW.device)] + 1e-9 * best.row_BM
         return score_BM.masked_fill((born_M <= 0).to(score_BM.device), -torch.inf)
 
-    return choice
+    return ranker
 
 
 @dataclass(frozen=True)
 class _Best:
-    """`score_BW` of writes, the write of each row, and `row_BM`, the rows' own scores."""
+    """`score_BW` (float64) of writes, the write of each row, and `row_BM`, the rows' own scores."""
 
     score_BW: Tensor
     write_M: Tensor
     row_BM: Tensor
 
 
-def _best(asked: Asked, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor, rows: int) -> _Best:
-    """Rows that do not count score 0. Keys come a block at a time."""
-    query_BTE = asked.modules.query[asked.layer](asked.hidden_BTC)
+def _best(layer_input: RankerInput, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor, rows: int) -> _Best:
+    """Scores of writes. `counts_M`: rows that count; the others score 0. `keys`: search keys, a block at a time."""
+    query_BTE = layer_input.modules.query[layer_input.layer](layer_input.hidden_BTC)
     write_M = (born_M - 1).div(rows, rounding_mode="floor")
     write_M = write_M - write_M.min()
     best_BTW = query_BTE.new_zeros(*query_BTE.shape[:2], int(write_M.max()) + 1, dtype=torch.float32)
@@ -83,77 +84,77 @@ def _best(asked: Asked, keys: Iterable[Tensor], born_M: Tensor, counts_M: Tensor
         chance_BTN = (query_BTE @ key_NE.to(query_BTE).T).float().sigmoid() * counts_M[here].to(query_BTE.device)
         index_BTN = write_M[here].to(query_BTE.device).expand_as(chance_BTN)
         best_BTW.scatter_reduce_(2, index_BTN, chance_BTN, "amax")
-        parts.append(_masked_mean(chance_BTN, asked.mask_BT))
+        parts.append(_masked_mean(chance_BTN, layer_input.mask_BT))
         start = here.stop
-    return _Best(_masked_mean(best_BTW, asked.mask_BT).double(), write_M, torch.cat(parts, dim=1))
+    return _Best(_masked_mean(best_BTW, layer_input.mask_BT).double(), write_M, torch.cat(parts, dim=1))
 
 
-def relevance(asked: Asked, pool: Pool, rows: int) -> Tensor:
-    """score_B of the write that a layer finds best, whether its rows are in the pool still or in long-term memory."""
-    long, layer = pool.long, asked.layer
-    normed_NC = norm_of(asked.lm.model, layer)(pool.row_LNC[layer].to(asked.hidden_BTC))
+def relevance(layer_input: RankerInput, pool: Pool, rows: int) -> Tensor:
+    """score_B, in [0, 1], of the best write for one layer, in the pool and in long-term memory together."""
+    long, layer = pool.long, layer_input.layer
+    normed_NC = norm_of(layer_input.lm.model, layer)(pool.row_LNC[layer].to(layer_input.hidden_BTC))
     born_NM = torch.cat([pool.born_LN[layer], long.blocks.born(layer)])
     counts_NM = torch.cat([torch.ones(normed_NC.shape[0], dtype=torch.bool), long.alive(layer)]) & (born_NM > 0)
-    keys = chain([asked.modules.key[layer](normed_NC)], asked.keys(pool))
-    return _best(asked, keys, born_NM, counts_NM, rows).score_BW.amax(1)
+    keys = chain([layer_input.modules.key[layer](normed_NC)], layer_input.keys(pool))
+    return _best(layer_input, keys, born_NM, counts_NM, rows).score_BW.amax(1)
 
 
-def recent(asked: Asked, pool: Pool) -> Tensor:
-    """The rows that were written last."""
-    born_M = pool.long.blocks.born(asked.layer)
-    return born_M.double().expand(len(asked.hidden_BTC), -1)
+def recent(layer_input: RankerInput, pool: Pool) -> Tensor:
+    """score_BM: the newest rows first."""
+    born_M = pool.long.blocks.born(layer_input.layer)
+    return born_M.double().expand(len(layer_input.hidden_BTC), -1)
 
 
 ATTENDED_ROWS = 4096
 
 
-def attended(asked: Asked, pool: Pool) -> Tensor:
-    """By the model's own attention, as in the paper's ablation M+-Attn: the mean over tokens and heads of its weights.
+def attended(layer_input: RankerInput, pool: Pool) -> Tensor:
+    """score_BM: the model's own attention weights, mean over tokens and heads (the paper's ablation M+-Attn).
 
-    Queries and keys are those of position 0, so that a row's place does not count. Two passes over blocks of rows, one
-    for the softmax's sum and one for the weights: attention to all rows at once would not fit.
+    Queries and keys are those of position 0, so that a row's place does not count. It takes two passes over blocks of
+    rows, one for the softmax's sum and one for the weights, since the weights of all rows at once would not fit.
     """
-    hidden_BTC = asked.hidden_BTC
+    hidden_BTC = layer_input.hidden_BTC
     still_T = torch.zeros(hidden_BTC.shape[1], dtype=torch.long, device=hidden_BTC.device)
-    query_BHTD = queries(asked.lm.model, asked.layer, hidden_BTC, still_T, "read")
+    query_BHTD = queries(layer_input.lm.model, layer_input.layer, hidden_BTC, still_T, "read")
     sum_BHT1 = query_BHTD.new_full((*query_BHTD.shape[:3], 1), -torch.inf)
-    for logit_BHTM in _logits(asked, pool, query_BHTD):
+    for logit_BHTM in _logits(layer_input, pool, query_BHTD):
         sum_BHT1 = torch.logaddexp(sum_BHT1, logit_BHTM.logsumexp(-1, keepdim=True))
-    parts = _logits(asked, pool, query_BHTD)
-    return torch.cat([_masked_mean((part - sum_BHT1).exp().mean(1), asked.mask_BT) for part in parts], dim=1)
+    parts = _logits(layer_input, pool, query_BHTD)
+    return torch.cat([_masked_mean((part - sum_BHT1).exp().mean(1), layer_input.mask_BT) for part in parts], dim=1)
 
 
-def _logits(asked: Asked, pool: Pool, query_BHTD: Tensor) -> Iterator[Tensor]:
+def _logits(layer_input: RankerInput, pool: Pool, query_BHTD: Tensor) -> Iterator[Tensor]:
     """logit_BHTM of attention to all rows in long-term memory, a block at a time."""
-    blocks, hidden_BTC = pool.long.blocks, asked.hidden_BTC
+    blocks, hidden_BTC = pool.long.blocks, layer_input.hidden_BTC
     for start in range(0, blocks.num_rows, ATTENDED_ROWS):
         index_N = torch.arange(start, min(start + ATTENDED_ROWS, blocks.num_rows))
-        row_NC = blocks.rows(asked.layer, index_N).to(hidden_BTC)
+        row_NC = blocks.rows(layer_input.layer, index_N).to(hidden_BTC)
         still_N = torch.zeros(len(index_N), dtype=torch.long, device=hidden_BTC.device)
-        key_GND = rows_to_kv(asked.lm.model, asked.layer, row_NC[None], still_N, "read").key_BGMD[0]
+        key_GND = rows_to_kv(layer_input.lm.model, layer_input.layer, row_NC[None], still_N, "read").key_BGMD[0]
         key_HND = key_GND.repeat_interleave(query_BHTD.shape[1] // len(key_GND), 0)
         yield (query_BHTD @ key_HND.transpose(-1, -2)) * key_GND.shape[-1] ** -0.5
 
 
-def at_random(seed: int) -> Choice:
-    """Rows by lot, other ones for every layer."""
+def at_random(seed: int) -> Ranker:
+    """score_BM: random numbers, different for each layer."""
 
-    def choice(asked: Asked, pool: Pool) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1000 + asked.layer)
-        return torch.rand(len(asked.hidden_BTC), pool.long.blocks.num_rows, generator=generator)
+    def ranker(layer_input: RankerInput, pool: Pool) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1000 + layer_input.layer)
+        return torch.rand(len(layer_input.hidden_BTC), pool.long.blocks.num_rows, generator=generator)
 
-    return choice
+    return ranker
 
 
-def oracle(born: Callable[[int], Tensor]) -> Choice:
-    """The rows that were born when `born(row of the batch)` says (clocks), then the newest: an upper bound."""
+def oracle(born: Callable[[int], Tensor]) -> Ranker:
+    """score_BM: rows that were written at the clocks `born(b)` for prompt b first, then the newest: an upper bound."""
 
-    def choice(asked: Asked, pool: Pool) -> Tensor:
-        born_M = pool.long.blocks.born(asked.layer)
-        wanted = [torch.isin(born_M, born(b)) for b in range(len(asked.hidden_BTC))]
-        return torch.stack(wanted).double() + born_M.double() * 1e-12
+    def ranker(layer_input: RankerInput, pool: Pool) -> Tensor:
+        born_M = pool.long.blocks.born(layer_input.layer)
+        is_own = [torch.isin(born_M, born(b)) for b in range(len(layer_input.hidden_BTC))]
+        return torch.stack(is_own).double() + born_M.double() * 1e-12
 
-    return choice
+    return ranker
 
 
 def _masked_mean(value_BTM: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -164,10 +165,11 @@ def _masked_mean(value_BTM: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 
 def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: bool) -> list[Tensor]:
-    """For each row of the batch the places of at most `num_rows` rows, oldest first.
+    """index_N (int64) for each prompt: the places of the at most `num_rows` rows with the highest scores, oldest first.
 
-    Top scores but no -inf, in order of age; of equal ages the later place first (the authors' code with a stable sort).
-    `fill`: with fewer merged rows than `num_rows`, these are repeated, and staged ones are not read (authors' code).
+    Rows with the score -inf are left out. Of equal ages the later place comes first (the authors' code with a stable
+    sort). `fill`: where there are fewer merged rows than `num_rows`, these are repeated and staged rows are not read
+    (the authors' code).
     """
     born_M, alive_M = pool.long.blocks.born(layer), pool.long.alive(layer)
     if fill:
@@ -176,8 +178,8 @@ def select(pool: Pool, layer: int, score_BM: Tensor, num_rows: int, *, fill: boo
             tiled = merged.repeat(-(-num_rows // max(1, len(merged))))[-num_rows:] if len(merged) else merged
             return [_by_age(tiled, pool.clock - born_M)] * len(score_BM)
     score_BM = score_BM.cpu().masked_fill(~alive_M, -torch.inf)
-    found_BN = score_BM.topk(min(num_rows, int(alive_M.sum())), dim=1).indices.sort(1).values
-    read = [index_N[score_M[index_N] > -torch.inf] for index_N, score_M in zip(found_BN, score_BM, strict=True)]
+    best_BN = score_BM.topk(min(num_rows, int(alive_M.sum())), dim=1).indices.sort(1).values
+    read = [index_N[score_M[index_N] > -torch.inf] for index_N, score_M in zip(best_BN, score_BM, strict=True)]
     return [_by_age(index_N, pool.clock - born_M) for index_N in read]
 
 

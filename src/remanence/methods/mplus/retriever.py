@@ -1,4 +1,4 @@
-"""The co-trained retriever: two-layer projectors per layer, scores, and the two losses it can be trained with."""
+"""The co-trained retriever (M+ §3.2): two-layer projectors, scores, and the two losses that can train it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EPSILON = 1e-5
 
 
 class Projector(nn.Sequential):
-    """Width -> 2 E -> E with SiLU between and no bias (M+ §3.2; the authors' code)."""
+    """C -> 2 E -> E with SiLU between and no bias (M+ §3.2; the authors' code)."""
 
     def __init__(self, width: int, key_width: int, std: float = 0.02) -> None:
         wide, narrow = nn.Linear(width, 2 * key_width, bias=False), nn.Linear(2 * key_width, key_width, bias=False)
@@ -20,8 +20,11 @@ class Projector(nn.Sequential):
 
 
 def scores(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """score_BM = mean over a prompt's tokens of sigmoid(q · k): the sigmoid before the mean (the authors' code)."""
-    chance_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float().sigmoid()  # key_BME too
+    """score_BM (float32) in (0, 1): mean over a prompt's tokens of sigmoid(q · k) (M+ §3.2).
+
+    `key_ME`, or key_BME for keys of each prompt. `mask_BT`: 1 where there is text.
+    """
+    chance_BTM = (query_BTE @ key_ME.to(query_BTE).transpose(-1, -2)).float().sigmoid()
     if mask_BT is None:
         return chance_BTM.mean(1)
     weight_BT = mask_BT.to(chance_BTM) / mask_BT.sum(1, keepdim=True).clamp(min=1)
@@ -29,10 +32,10 @@ def scores(query_BTE: Tensor, key_ME: Tensor, mask_BT: Tensor | None = None) -> 
 
 
 def write_scores(query_BTE: Tensor, key_GKE: Tensor, seen_GK: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """score_BG of whole writes: mean over a prompt's tokens of the best sigmoid(q · k) among a write's rows.
+    """score_BG (float32) of whole writes: mean over a prompt's tokens of the best sigmoid(q · k) among a write's rows.
 
-    One row of a passage holds one word of a question, seldom all. `seen_GK` marks rows that are there; a write without
-    any scores 0.
+    A row of a passage often holds one word of a question, and seldom all. `seen_GK` (bool): rows that exist; a write
+    without any scores 0.
     """
     product_BTM = (query_BTE @ key_GKE.flatten(0, 1).to(query_BTE).T).float()
     product_BTGK = product_BTM.unflatten(-1, seen_GK.shape).masked_fill(~seen_GK, -torch.inf)
@@ -44,9 +47,10 @@ def write_scores(query_BTE: Tensor, key_GKE: Tensor, seen_GK: Tensor, mask_BT: T
 
 
 def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -> Tensor:
-    """The paper's: -log W over the rows of this document, -log(1 - W) over all others, each a mean; none gives 0.
+    """The paper's loss (M+ §3.2): mean of -log(score) over own rows, and of -log(1 - score) over all others.
 
-    Pooled over all layers (and rows of a batch) that both tensors hold, as the authors' code does.
+    `is_own` (bool) has the shape of `score`; both means are over all layers and prompts in it, as in the authors' code.
+    A mean over nothing is 0.
     """
     zero = score.new_zeros(())
     own, other = score[is_own], score[~is_own]
@@ -56,9 +60,9 @@ def balanced_loss(score: Tensor, is_own: Tensor, negative_weight: float = 1.0) -
 
 
 def contrastive_loss(score_BM: Tensor, is_own_BM: Tensor, temperature: float = 1 / 30) -> Tensor:
-    """InfoNCE over scores of rows or of whole writes: each of a question's own against all of others.
+    """InfoNCE over scores of rows or of whole writes: each own one of a prompt against all others.
 
-    Questions without own ones count nothing.
+    Prompts without own ones do not count.
     """
     ranked_BM = score_BM / temperature
     other_B = ranked_BM.masked_fill(is_own_BM, -torch.inf).logsumexp(-1)
@@ -67,4 +71,5 @@ def contrastive_loss(score_BM: Tensor, is_own_BM: Tensor, temperature: float = 1
 
 
 def projectors(num_layers: int, width: int, key_width: int, std: float = 0.02) -> nn.ModuleList:
+    """One `Projector` for each layer."""
     return nn.ModuleList(Projector(width, key_width, std) for _ in range(num_layers))
