@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from transformers import DynamicCache
 
 import remanence as rm
 
 lm = rm.load("nano")
 first, second = (torch.tensor([lm.encode(text)]) for text in ("The lighthouse has 94 steps.", " How many steps?"))
-cache = lm.model(first, use_cache=True).past_key_values
+cache = DynamicCache(config=lm.model.config)
+lm.forward(first, cache=cache)
 
 
 class Before:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from remanence.errors import UnsupportedModel
 from remanence.lm import attention
+from remanence.lm.cache import cache_keyword
 from remanence.lm.proof import LayerPrefix, capture, prove
 from remanence.lm.tiny import tiny_model
 from remanence.types import KV
@@ -109,7 +112,7 @@ def test_prefill_in_pieces_equals_one_pass(kind: str, first_step: int, backend: 
             output = model(
                 text_BT[:, start:end],
                 position_ids=9 + torch.arange(start, end)[None],
-                past_key_values=cache,
+                **{cache_keyword(model): cache},
                 use_cache=True,
                 memory=memory,
             )
@@ -137,7 +140,7 @@ def test_memory_stays_visible_behind_a_sliding_window(name: str, kind: str, piec
             output = model(
                 second_BT[:, start : start + length],
                 position_ids=9 + torch.arange(start, start + length)[None],
-                past_key_values=cache,
+                **{cache_keyword(model): cache},
                 use_cache=True,
                 memory=memory,
             )
@@ -258,7 +261,7 @@ def test_a_watch_leaves_a_cache_alone() -> None:
     with torch.no_grad():
         model(
             ids(7),
-            past_key_values=cache,
+            **{cache_keyword(model): cache},
             use_cache=True,
             watch=attention.AttentionCapture(frozenset([0, 1]), pre_rope=True),
         )
@@ -323,22 +326,34 @@ def test_compiles_in_one_graph(backend: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt_oss"])
-def test_generate_of_transformers_reads_memory(name: str) -> None:
-    """`model.generate` after a memory of A equals `model.generate` with A in the prompt."""
+def test_generate_of_transformers_reads_memory(name: str, implementation: str) -> None:
+    """`model.generate` after a memory of A equals `model.generate` with A in the prompt, for rows of two lengths."""
     model = attention.prepare(build(name, "eager"))
-    all_BT = torch.randint(3, 128, (1, 15), generator=torch.Generator().manual_seed(3))
-    memory = memory_of(model, all_BT[:, :9])
+    all_BT = torch.randint(3, 128, (2, 15), generator=torch.Generator().manual_seed(3))
+    memory = memory_of(model, all_BT[:1, :9])
+    memory = LayerPrefix(memory.kvs, offset_tokens=9)
+    all_BT[1, :9] = all_BT[0, :9]
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    in_context = model.generate(all_BT, attention_mask=torch.ones_like(all_BT), **settings)[:, 15:]
-    short_BT = all_BT[:, 9:]
+    settings |= {"output_logits": True, "return_dict_in_generate": True, "cache_implementation": implementation}
+    mask_BT = torch.ones(2, 6, dtype=torch.long)
+    mask_BT[1, :2] = 0
+    with_memory = model.generate(all_BT[:, 9:] * mask_BT, attention_mask=mask_BT, memory=memory, **settings)
+    for row, text_BT in enumerate((all_BT[:1], torch.cat([all_BT[1:, :9], all_BT[1:, 11:]], dim=1))):
+        in_context = model.generate(text_BT, attention_mask=torch.ones_like(text_BT), **settings)
+        answer = with_memory.sequences[row, 6:]
+        assert answer.tolist() == in_context.sequences[0, text_BT.shape[1] :].tolist()
+        ours, theirs = (torch.stack(found.logits, dim=1) for found in (with_memory, in_context))
+        torch.testing.assert_close(ours[row : row + 1], theirs, rtol=0, atol=EXACT)
 
-    def remember(module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        past, ids_BT = kwargs.get("past_key_values"), kwargs["input_ids"]
-        start = 9 + (past.get_seq_length() if past is not None else 0)
-        positions_BT = start + torch.arange(ids_BT.shape[1])[None]
-        return args, {**kwargs, "memory": memory, "position_ids": positions_BT}
 
-    model.register_forward_pre_hook(remember, with_kwargs=True)  # generate() refuses arguments that it does not know
-    with_memory = model.generate(short_BT, attention_mask=torch.ones_like(short_BT), **settings)[:, 6:]
-    assert with_memory.tolist() == in_context.tolist()
+def test_generate_still_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="memroy"):
+        attention.prepare(tiny_model()).generate(ids(4), max_new_tokens=1, memroy=object())
+
+
+def test_a_copy_of_a_model_generates_with_its_own_weights() -> None:
+    model = attention.prepare(tiny_model())
+    other = copy.deepcopy(model)
+    assert other.prepare_inputs_for_generation.own.__self__ is other

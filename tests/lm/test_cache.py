@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -22,7 +22,7 @@ STEPS = st.one_of(
 
 def change(layer: DynamicLayer, step: str, size: int, generator: torch.Generator) -> None:
     """One step of what decoding does to a layer, or others do; the same for the same state of the generator."""
-    rows = 2 if not layer.get_seq_length() else len(layer.keys)
+    rows = len(layer.keys) if layer.is_initialized else 2  # a layer that was emptied keeps its number of rows
     drawn = torch.randn(2, rows, 3, size, 4, generator=generator)
     if step == "add" or not layer.get_seq_length():
         layer.update(drawn[0], drawn[1])
@@ -39,6 +39,7 @@ def change(layer: DynamicLayer, step: str, size: int, generator: torch.Generator
 
 
 @given(st.lists(STEPS, max_size=12), st.integers(0, 12), st.integers(0, 99))
+@example([("add", 1)] * 3 + [("crop", 1)] * 5 + [("more rows", 1), ("crop", 1), ("add", 1)], 12, 0)
 @settings(max_examples=60, deadline=None)
 def test_it_holds_what_a_plain_layer_holds(steps: list[tuple[str, int]], copied_after: int, seed: int) -> None:
     """And so does a copy that goes its own way, without a change to what was handed out before."""

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from remanence.lm import attention
 from remanence.lm import lm as loading
-from remanence.lm.cache import roomy_cache
+from remanence.lm.cache import cache_keyword, roomy_cache
 from remanence.lm.cached_prefix import Resident
 from remanence.lm.decode import decode
 from remanence.lm.proof import LayerPrefix, capture
@@ -94,11 +94,11 @@ def test_every_family_gives_the_same_logits(name):
         prefix, found = LayerPrefix(tuple(kvs), 6), []
         for is_resident in (True, False):
             cache = roomy_cache(model) if is_resident else DynamicCache(config=model.config)
-            model(ids[:, 6:10], position_ids=6 + torch.arange(4)[None], past_key_values=cache, memory=prefix)
+            model(ids[:, 6:10], position_ids=6 + torch.arange(4)[None], **{cache_keyword(model): cache}, memory=prefix)
             memory = Resident(model, cache, padded=False).place(prefix) if is_resident else prefix
             for step in range(10, 16):
                 extra = {} if memory is None else {"memory": memory}
                 positions = torch.tensor([[step]])
-                out = model(ids[:, step : step + 1], position_ids=positions, past_key_values=cache, **extra)
+                out = model(ids[:, step : step + 1], position_ids=positions, **{cache_keyword(model): cache}, **extra)
                 found.append(out.logits)
     torch.testing.assert_close(torch.cat(found[:6]), torch.cat(found[6:]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from remanence.lm import attention, proof
+from remanence.lm.cache import cache_keyword
 from remanence.lm.proof import LayerPrefix
 from remanence.types import KV
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build, config
@@ -101,7 +102,7 @@ def read(case: Case, shape: str, cache_kind: str, padding: int) -> list[Tensor]:
             ids_BT[:, start:end],
             attention_mask=mask_BT[:, :end] if padding else None,
             position_ids=positions_BT[:, start:end],
-            past_key_values=cache,
+            **{cache_keyword(case.model): cache},
             use_cache=cache is not None,
             memory=prefix(case, shape, padding, start, end),
         )

@@ -8,16 +8,18 @@ memory is an argument, and without it the model's own attention function runs un
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -113,7 +115,45 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         layer = layer_of(model, module)
         layer.register_forward_pre_hook(partial(_enter, index), with_kwargs=True)
         layer.register_forward_hook(partial(_leave, index), with_kwargs=True)
+    if hasattr(model, "prepare_inputs_for_generation"):
+        model.prepare_inputs_for_generation = GenerationInputs(model.prepare_inputs_for_generation)
     return model
+
+
+class GenerationInputs:
+    """The model's own `prepare_inputs_for_generation`, which also takes `memory=` and `role=` for every step.
+
+    `model.generate()` refuses arguments that this function's signature does not have. Positions that it makes count
+    text alone, so `memory.offset_tokens` is added to them.
+    """
+
+    def __init__(self, own: Callable[..., dict[str, Any]]) -> None:
+        self.own = own
+        signature = inspect.signature(own)
+        extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("memory", "role")]
+        named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        rest = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+        self.__signature__ = signature.replace(parameters=[*named, *extra, *rest])
+
+    def __call__(self, *args: Any, memory: Prefix | None = None, role: str | None = None, **kwargs: Any) -> Any:
+        inputs = self.own(*args, **kwargs)
+        if memory is not None:
+            inputs["memory"] = memory
+            if inputs.get("position_ids") is not None:
+                inputs["position_ids"] = inputs["position_ids"] + memory.offset_tokens
+        return inputs if role is None else {**inputs, "role": role}
+
+
+@contextlib.contextmanager
+def backend(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Runs a prepared model with another attention backend ("eager" or "sdpa") for a while."""
+    own = str(model.config._attn_implementation)
+    _register(name)
+    model.set_attn_implementation(_NAME.format(name))
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 def attention_mass(shown: AttentionRecord, first: int) -> Tensor:
@@ -149,8 +189,9 @@ def _register(backend: str) -> None:
 
 
 def _base_attention(module: nn.Module, backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    if backend == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
+    if backend == "eager":  # a subclass in another file uses its family's
+        files = (sys.modules[cls.__module__] for cls in type(module).__mro__)
+        return next(file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))
     return ALL_ATTENTION_FUNCTIONS[backend]
 
 
@@ -254,14 +295,20 @@ def _leave(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 def _run_without_rope(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], watch: AttentionCapture
 ) -> None:
-    """Calls the family's own attention module with cos = 1 and sin = 0, up to the attention function."""
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("memory", "memory_hidden", "watch", "tap")}
-    if "position_embeddings" in kwargs:
-        kwargs["position_embeddings"] = _no_rotation(kwargs["position_embeddings"])
-    elif len(args) > 1:
-        args = (args[0], _no_rotation(args[1]), *args[2:])
+    """Calls the family's own attention module with cos = 1 and sin = 0 and no cache, up to the attention function.
+
+    A cache is found by its type: what its argument is called changes with the version of transformers.
+    """
+    given = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+    given = {
+        name: None if isinstance(value, Cache) else value
+        for name, value in given.items()
+        if name not in ("memory", "memory_hidden", "watch", "tap")
+    }
+    if "position_embeddings" in given:
+        given["position_embeddings"] = _no_rotation(given["position_embeddings"])
     with torch.set_grad_enabled(watch.gradient and torch.is_grad_enabled()):
-        module.forward(*args, **{**kwargs, "past_key_values": None}, capture_pre_rope=watch)
+        module.forward(**given, capture_pre_rope=watch)
 
 
 def _no_rotation(embeddings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -52,3 +53,9 @@ def roomy_cache(model: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """What the model's forward pass calls its cache: "cache", or "past_key_values" in transformers before 5.24."""
+    parameters = (inspect.signature(part.forward).parameters for part in (model, model.base_model))
+    return "cache" if any("cache" in names for names in parameters) else "past_key_values"

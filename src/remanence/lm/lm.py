@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from remanence import arguments
 from remanence.errors import ContextTooLong, InputError
-from remanence.lm import attention, hub, lora, proof, published, tiny
+from remanence.lm import attention, hub, lora, proof, published, rope_limit, tiny
+from remanence.lm.cache import cache_keyword
 from remanence.lm.embedder import ModelEmbedder
 from remanence.types import KV, Prefix
 
@@ -30,7 +32,10 @@ BUNDLED = {name: ASSETS / name for name in ("nano", "nano-chat", "nano-mplus")}
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes of a model; `max_positions` is the largest number of positions that it was made for."""
+    """Sizes of a model; `max_positions` is the largest number of positions at which memory is exact.
+
+    It is what the model was made for, or where its rotary embedding changes with the length (`lm/rope_limit.py`).
+    """
 
     num_layers: int
     width: int
@@ -86,7 +91,7 @@ class LM:
             num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
+            max_positions=min(config.max_position_embeddings, rope_limit.rope_limit(self.model) or sys.maxsize),
         )
 
     @cached_property
@@ -171,10 +176,12 @@ class LM:
         return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
 
     def check_length(self, num_positions: int) -> None:
+        """Raises ContextTooLong for more positions than `dims.max_positions`."""
         if num_positions > self.dims.max_positions:
+            reason = rope_limit.reason_of(self.model)
             raise ContextTooLong(
                 f"{num_positions} tokens (memory's positions included) do not fit {self.name}, "
-                f"which has {self.dims.max_positions} positions",
+                f"which has {self.dims.max_positions} positions" + (f": {reason}" if reason else ""),
                 "shorten the prompt or max_tokens, or write the text into the bank and ask a short question",
             )
 
@@ -200,11 +207,11 @@ class LM:
         extra: dict[str, Any] = {} if memory is None else {"memory": memory}
         role = role or self.reads_as
         extra |= {} if role is None else {"role": role}
+        extra |= {} if cache is None else {cache_keyword(self.model): cache}
         return self.model(
             ids_BT,
             attention_mask=mask_BS,
             position_ids=positions_BT,
-            past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=1 if last_only else 0,
             **extra,

@@ -8,21 +8,43 @@ hands over, and fails loudly.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StaticCache,
+)
 
 from remanence.errors import UnsupportedModel
-from remanence.lm import attention
+from remanence.lm import attention, rope_limit, versions
+from remanence.lm.cache import cache_keyword, roomy_cache
 from remanence.types import KV, Prefix
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits that `prove` allows, as a part of the largest logit (at least of 1)."""
 
-_NUM_TOKENS = 8
+
+@dataclass(frozen=True)
+class ProofSize:
+    """How many tokens a proof takes: of memory, of text, of padding in front of its second row, and decoding steps."""
+
+    memory: int
+    text: int
+    padding: int
+    steps: int
+
+
+SHORT, LONG = ProofSize(6, 4, 2, 2), ProofSize(24, 16, 5, 12)
+"""Whenever a model is loaded, and with a library that is newer than any tested."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +61,17 @@ class LayerPrefix:
 
 @dataclass(frozen=True)
 class Proof:
-    """Differences of logits: with memory against in context (`error`), and without memory (`effect`)."""
+    """Differences of logits: with memory against in context (`error`), and without memory (`effect`).
+
+    `errors`: by path; `error` is the largest. `beyond`: past the positions where the family changes its rotary
+    embedding (`rope_limit`), which are refused; 0 where it never does.
+    """
 
     error: float
     effect: float
     allowed: float
+    errors: Mapping[str, float] = field(default_factory=dict)
+    beyond: float = 0.0
 
 
 def text_config(model: PreTrainedModel) -> Any:
@@ -110,44 +138,212 @@ def watch(
 
 
 def prove(model: PreTrainedModel) -> Proof:
-    """Checks property P on two 8-token texts; `model` must have been given to `seam.prepare`.
+    """Checks property P on every path that is used later; `model` must have been given to `seam.prepare`.
 
-    Raises UnsupportedModel with the measured error, naming the family and the reason where it is known.
+    The paths: one pass without a cache, decoding with our cache (memory moves into it) while a capture looks on,
+    and `generate()` of transformers with its cache and a padded row. Raises UnsupportedModel with the measured error,
+    naming the family and the reason where it is known. With an untested library the proof is longer, and one
+    warning says so.
     """
     _refuse_by_structure(model)
-    generator = torch.Generator().manual_seed(0)
-    vocab = text_config(model).vocab_size
-    ids_BT = torch.randint(vocab // 4, vocab // 2 + 1, (1, 2 * _NUM_TOKENS), generator=generator).to(model.device)
+    newer = versions.untested()
     try:
         with torch.no_grad():
-            proof = _measure(model, ids_BT[:, :_NUM_TOKENS], ids_BT[:, _NUM_TOKENS:])
+            proof = _measure(model, LONG if newer else SHORT, thorough=bool(newer))
+            beyond = _measure_rope_limit(model, proof.allowed)
     except UnsupportedModel:
         raise
     except Exception as error:
         raise _refusal(model, f"its forward pass fails with memory ({type(error).__name__}: {error})") from error
+    if newer:
+        versions.warn_of(newer, family(model))
+    return replace(proof, beyond=beyond)
+
+
+def _measure(model: PreTrainedModel, size: ProofSize, *, thorough: bool) -> Proof:
+    """Raises UnsupportedModel at the first path whose error is too large.
+
+    The second row is the first one without its first tokens, so padded on the left.
+    """
+    N, T, P, S = size.memory, size.text, size.padding, size.steps
+    ids_BT = _random_ids(model, N + T + S)
+    row_BT, text_BT = ids_BT[:, N:], ids_BT[:, N : N + T].repeat(2, 1)
+    padded_BT = torch.cat([ids_BT[:, :N], row_BT[:, P:], torch.zeros_like(row_BT[:, :P])], dim=1)
+    truth_BTV, prefix = _in_context(model, torch.cat([ids_BT, padded_BT]), N)
+    truth_TV, padded_TV = truth_BTV[0], truth_BTV[1]
+    answer_BSV = torch.stack([truth_TV[T - 1 :], padded_TV[T - P - 1 : T - P + S]])
+
+    mask_BT = torch.ones_like(text_BT)
+    mask_BT[1, :P] = 0
+    read_TV, alone_TV = _read(model, row_BT, prefix)
+    effect = float((alone_TV - truth_TV).abs().max())
+    allowed = TOLERANCE.get(model.dtype, 1e-3) * max(1.0, float(truth_TV.abs().max()))
     # Also against the effect of the text itself: a model that drops memory must not pass by having tiny logits.
-    if not (proof.error <= proof.allowed and proof.error <= 0.2 * proof.effect):
+    limit, errors = min(allowed, 0.2 * effect), {}
+
+    def check(path: str, logits: Tensor, truth: Tensor) -> None:
+        errors[path] = float((logits - truth).abs().max())
+        if not errors[path] <= limit:
+            raise _refusal(model, f"logits differ by {errors[path]:.2g} (allowed {limit:.2g}) {path}")
+
+    check("in one pass", read_TV, truth_TV)
+    check("while tokens are decoded with a cache", _decode(model, row_BT, T, prefix, roomy_cache(model)), truth_TV)
+    generated_BSV = _generate(model, text_BT * mask_BT, mask_BT, prefix, row_BT[0, T:])
+    check("in generate() of transformers with a padded row", generated_BSV, answer_BSV)
+    for path, logits_TV in _thorough(model, row_BT, T, prefix) if thorough else ():
+        check(path, logits_TV, truth_TV)
+    return Proof(max(errors.values()), effect, allowed, errors)
+
+
+def _in_context(model: PreTrainedModel, ids_BT: Tensor, num_memory: int) -> tuple[Tensor, LayerPrefix]:
+    """logits_BTV behind the first `num_memory` tokens, in one pass, and those tokens' keys and values as a prefix."""
+    watch, layers, T = (
+        attention.AttentionCapture(frozenset(range(num_layers(model)))),
+        num_layers(model),
+        ids_BT.shape[1] - num_memory,
+    )
+    positions_BT = _range(ids_BT)
+    truth_BTV = model(ids_BT, position_ids=positions_BT, use_cache=False, logits_to_keep=T, watch=watch).logits
+    if len(watch.seen) < layers:
         raise _refusal(
-            model, f"logits differ by {proof.error:.2g} (allowed {min(proof.allowed, 0.2 * proof.effect):.2g})"
+            model, f"only {len(watch.seen)} of {layers} layers have attention that memory can reach (a hybrid?)"
         )
-    return proof
+    return truth_BTV.float(), _prefix(watch.seen, num_memory)
 
 
-def _measure(model: PreTrainedModel, first_BT: Tensor, second_BT: Tensor) -> Proof:
-    both_BT = torch.cat([first_BT, second_BT], dim=1)
-    positions_BT = torch.arange(both_BT.shape[1], device=both_BT.device)[None]
-    after_BT = positions_BT[:, first_BT.shape[1] :]
-    layers = num_layers(model)
-    seen = capture(model, first_BT, frozenset(range(layers)))
-    if len(seen) < layers:
-        raise _refusal(model, f"only {len(seen)} of {layers} layers have attention that memory can reach (a hybrid?)")
-    prefix = LayerPrefix(tuple(KV(seen[i].key_BGSD, seen[i].value_BGSD) for i in range(layers)))
-    full = model(both_BT, position_ids=positions_BT, use_cache=False).logits[:, first_BT.shape[1] :].float()
-    read = model(second_BT, position_ids=after_BT, use_cache=False, memory=prefix).logits.float()
-    alone = model(second_BT, position_ids=after_BT, use_cache=False).logits.float()
-    scale = max(1.0, float(full.abs().max()))
-    error, effect = float((read - full).abs().max()), float((alone - full).abs().max())
-    return Proof(error, effect, TOLERANCE.get(model.dtype, 1e-3) * scale)
+def _prefix(seen: Mapping[int, attention.AttentionRecord], num_tokens: int) -> LayerPrefix:
+    """Keys and values of the first tokens of the first row at all layers."""
+    front = slice(0, 1), slice(None), slice(0, num_tokens)
+    kvs = (KV(shown.key_BGSD[front], shown.value_BGSD[front]) for _, shown in sorted(seen.items()))
+    return LayerPrefix(tuple(kvs), num_tokens)
+
+
+def _read(model: PreTrainedModel, row_BT: Tensor, prefix: LayerPrefix) -> tuple[Tensor, Tensor]:
+    """logits_TV of one text that sees the prefix, and of the same text where it is hidden, in one pass."""
+    T, N = row_BT.shape[1], prefix.offset_tokens
+    visible_BTM = torch.tensor([True, False], device=row_BT.device)[:, None, None].expand(2, T, N)
+    memory = LayerPrefix(tuple(KV(kv.key_BGMD, kv.value_BGMD, visible_BTM) for kv in prefix.kvs if kv is not None))
+    positions_BT = N + _range(row_BT)
+    logits_BTV = model(row_BT.repeat(2, 1), position_ids=positions_BT, use_cache=False, memory=memory).logits.float()
+    return logits_BTV[0], logits_BTV[1]
+
+
+class _Forced(LogitsProcessor):
+    """Makes generate() choose given tokens; the logits that it reports stay those of the model."""
+
+    def __init__(self, token_S: Tensor, num_prompt: int) -> None:
+        self.token_S, self.num_prompt = token_S, num_prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = min(input_ids.shape[1] - self.num_prompt, len(self.token_S) - 1)
+        return torch.full_like(scores, -torch.inf).index_fill(1, self.token_S[step], 0.0)
+
+
+def _generate(model: PreTrainedModel, text_BT: Tensor, mask_BT: Tensor, prefix: Prefix, token_S: Tensor) -> Tensor:
+    """logits_BSV that transformers' generate() has after the text and each of `token_S`.
+
+    The model's own generation settings take no part.
+    """
+    plain = GenerationConfig(max_new_tokens=len(token_S) + 1, do_sample=False, pad_token_id=0)
+    plain.output_logits = plain.return_dict_in_generate = True
+    forced: Any = LogitsProcessorList([_Forced(token_S, text_BT.shape[1])])
+    given: Any = {"attention_mask": mask_BT, "memory": prefix, "generation_config": plain, "logits_processor": forced}
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        return torch.stack(model.generate(text_BT, **given).logits, dim=1).float()  # pyright: ignore
+    finally:
+        model.generation_config = own
+
+
+def _decode(model: PreTrainedModel, row_BT: Tensor, num_prompt: int, prefix: LayerPrefix, cache: Any) -> Tensor:
+    """logits_TV of a prompt and then of single tokens, as `lm/decode.py` computes them; a capture looks on."""
+    from remanence.lm.cached_prefix import Resident
+
+    name = cache_keyword(model)
+    positions_BT = prefix.offset_tokens + _range(row_BT)
+    logits, memory = [_prefill(model, row_BT[:, :num_prompt], positions_BT[:, :num_prompt], prefix, cache)], prefix
+    if not isinstance(cache, StaticCache):
+        memory = Resident(model, cache, padded=False).place(prefix)
+    for i in range(num_prompt, row_BT.shape[1]):
+        given: Any = {name: cache} if memory is None else {name: cache, "memory": memory}
+        step = slice(i, i + 1)
+        logits.append(model(row_BT[:, step], position_ids=positions_BT[:, step], use_cache=True, **given).logits)
+    return torch.cat(logits, dim=1)[0].float()
+
+
+def _prefill(model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor, prefix: Prefix, cache: Cache) -> Tensor:
+    """Logits of a prompt that goes into `cache` while a capture looks on. UnsupportedModel where that changes it."""
+    watch = attention.AttentionCapture(frozenset(range(num_layers(model))), pre_rope=True)
+    given: Any = {cache_keyword(model): cache, "memory": prefix}
+    try:
+        logits_BTV = model(ids_BT, position_ids=positions_BT, use_cache=True, watch=watch, **given).logits
+    except UnsupportedModel:  # this family hides its rotation; nothing is in the cache yet
+        watch = attention.AttentionCapture(watch.layers)
+        logits_BTV = model(ids_BT, position_ids=positions_BT, use_cache=True, watch=watch, **given).logits
+    for layer in watch.layers:
+        length = int(cache.get_seq_length(layer))
+        if length != ids_BT.shape[1]:
+            raise _refusal(
+                model, f"{length} tokens are in its cache at layer {layer} where {ids_BT.shape[1]} were given"
+            )
+    return logits_BTV
+
+
+def _thorough(
+    model: PreTrainedModel, row_BT: Tensor, num_prompt: int, prefix: LayerPrefix
+) -> Iterator[tuple[str, Tensor]]:
+    """Each further path of a longer proof, with its logits_TV: other caches, and the other attention backend."""
+    for backend in attention.BACKENDS if model._supports_sdpa else ("eager",):
+        with attention.backend(model, backend):
+            caches = DynamicCache(config=model.config), StaticCache(model.config, max_cache_len=row_BT.shape[1] + 1)
+            yield f"in one pass with {backend}", _read(model, row_BT, prefix)[0]
+            for cache in caches:
+                kind = type(cache).__name__
+                yield f"while decoding with {backend} and {kind}", _decode(model, row_BT, num_prompt, prefix, cache)
+
+
+def _measure_rope_limit(model: PreTrainedModel, allowed: float) -> float:
+    """The error of memory past the positions where the rotary embedding changes, refused from here on; 0 without any.
+
+    Raises UnsupportedModel where memory is wrong before that too.
+    """
+    limit = rope_limit.rope_limit(model)
+    if limit is None or rope_limit.reason_of(model):
+        return 0.0
+    N, T = SHORT.memory, SHORT.text
+    if limit < N + T:
+        raise _refusal(model, f"positions are rotated otherwise after a text of more than {limit} tokens")
+    ids_BT = _random_ids(model, N + T)
+    prefix = _prefix(capture(model, ids_BT[:, :N], frozenset(range(num_layers(model)))), N)
+
+    def error(start: int) -> float:
+        """Of a text at positions from `start` on, after memory at the first ones; masks say that it is one text."""
+        after_BT = start + _range(ids_BT[:, N:])
+        positions_BT = torch.cat([_range(ids_BT[:, :N]), after_BT], dim=1)
+        one: Any = {"attention_mask": torch.ones_like(ids_BT), "use_cache": False, "logits_to_keep": T}
+        truth_BTV = model(ids_BT, position_ids=positions_BT, **one).logits
+        one["attention_mask"] = one["attention_mask"][:, N:]
+        return float((model(ids_BT[:, N:], position_ids=after_BT, memory=prefix, **one).logits - truth_BTV).abs().max())
+
+    before = error(limit - T)
+    if not before <= allowed:
+        raise _refusal(model, f"logits differ by {before:.2g} (allowed {allowed:.2g}) at positions up to {limit}")
+    beyond = error(limit)
+    rope_limit.refuse_beyond(
+        model,
+        limit,
+        f"past them {family(model)!r} rotates keys otherwise, and logits with memory differ by {beyond:.2g}",
+    )
+    return beyond
+
+
+def _random_ids(model: PreTrainedModel, num_tokens: int) -> Tensor:
+    generator, vocab = torch.Generator().manual_seed(0), text_config(model).vocab_size
+    return torch.randint(vocab // 4, vocab // 2 + 1, (1, num_tokens), generator=generator).to(model.device)
+
+
+def _range(ids_BT: Tensor) -> Tensor:
+    return torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
 
 
 def _refuse_by_structure(model: PreTrainedModel) -> None:
