@@ -52,6 +52,8 @@ HOMES = {
     "rich": {"cli"},
 }
 """Which parts may import a library."""
+CONTRACT = ("sources", "conversation", "ingest", "snapshots", "generation", "session")
+"""Parts that work with any method through `methods/base.py`."""
 NEVER = {"pickle", "shelve", "dill", "marshal"}
 
 
@@ -105,6 +107,18 @@ def test_methods_never_import_each_other():
             parts = name.split(".")
             if parts[:2] == ["remanence", "methods"] and method not in shared:
                 assert parts[2] in {*shared, method}, f"{name_of(path)} imports {name}: one paper, one folder"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["methods/base.py", "methods/__init__.py", *(f"{part}.py" for part in CONTRACT)],
+)
+def test_what_every_method_shares_knows_no_method(path):
+    names = {module.stem for module in (SOURCE / "methods").iterdir()} - {"base", "__init__", "__pycache__"}
+    assert {"memory3", "mplus"} <= names
+    for name in imports(SOURCE / path):
+        parts = name.split(".")
+        assert parts[:2] != ["remanence", "methods"] or not names & set(parts[2:3]), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

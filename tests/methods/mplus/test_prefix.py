@@ -151,7 +151,7 @@ def test_what_was_fetched_ahead_is_what_is_fetched_when_needed(lm):
     own = pools(lm, method)
     for given in (own[:1], own):
         plain, ahead = (method.prefix(lm, given) for _ in range(2))
-        ahead.ahead = True
+        ahead.prefetch = True
         prompts = [PROMPTS[0]] * 3
         assert torch.equal(last(lm, prompts, plain), last(lm, prompts, ahead))
 
@@ -173,7 +173,7 @@ def test_the_next_layer_is_fetched_while_one_is_read():
 def test_a_prefix_that_was_fetched_ahead_is_gone_when_nobody_holds_it(lm):
     method = small(lm)
     prefix = method.prefix(lm, pools(lm, method)[2:])
-    prefix.ahead = True
+    prefix.prefetch = True
     gc.disable()
     try:
         last(lm, PROMPTS[:1], prefix)

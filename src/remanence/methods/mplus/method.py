@@ -319,8 +319,10 @@ class MPlus(Method):
         if ranker is None:
             ranker = trained if self.config.ranked == "rows" else by_write(self.config.write_rows)
         c, modules = self.config, self.modules(lm)
-        fill, ahead = c.eviction == "reference", lm.device.type != "cpu"
-        return PoolPrefix(lm, modules, pools, c.long_slots, ranker, mask_BT, fill, small=c.small_prefix, ahead=ahead)
+        fill, prefetch = c.eviction == "reference", lm.device.type != "cpu"
+        return PoolPrefix(
+            lm, modules, pools, c.long_slots, ranker, mask_BT, fill, small=c.small_prefix, prefetch=prefetch
+        )
 
     def alone(self, lm: LM, row_BLKC: Tensor) -> LayerPrefix:
         """The prefix `[first vector; K rows]` of fresh rows alone, with the writer's adapter (the authors' code)."""

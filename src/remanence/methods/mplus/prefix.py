@@ -26,7 +26,7 @@ class PoolPrefix:
 
     `pools`: one for all prompts of a batch, or one for each (beams: prompts of one pool stand together). `mask_BT`: 1
     where there is text. `num_slots`: rows that are read of long-term memory, ranked by `ranker`; with `fill`, too few
-    merged rows are repeated (the authors' code). `small`: keys and values are held as int8. `ahead`: a layer's pool
+    merged rows are repeated (the authors' code). `small`: keys and values are held as int8. `prefetch`: a layer's pool
     and search keys are fetched while the layer before it computes. `kvs` and `chosen` are results: keys and values of
     each layer, and `chosen[layer][b]`, the places in long-term memory that prompt b has read.
     """
@@ -40,10 +40,10 @@ class PoolPrefix:
     fill: bool = False
     refresh_tokens: int | None = None
     small: bool = False
-    ahead: bool = False
+    prefetch: bool = False
     kvs: dict[int, KV | Int8KV] = field(default_factory=dict)
     chosen: dict[int, list[Tensor]] = field(default_factory=dict)
-    _prefetch: LayerPrefetch | None = field(default=None, repr=False)
+    _fetcher: LayerPrefetch | None = field(default=None, repr=False)
 
     @property
     def offset_tokens(self) -> int:
@@ -92,14 +92,14 @@ class PoolPrefix:
 
     def _fetched(self, layer: int) -> list[tuple[Tensor, list[Tensor] | None]]:
         """Of each pool its rows and, where they were fetched ahead, its search keys."""
-        if not self.ahead:
+        if not self.prefetch:
             return [(pool.row_LNC[layer], None) for pool in self.pools]
-        if self._prefetch is None:
+        if self._fetcher is None:
             fetch = partial(_of_layer, self.pools, self.num_slots > 0)  # not of this prefix, which would hold itself
-            self._prefetch = LayerPrefetch(fetch, self.lm.dims.num_layers, self.lm.device)
-        tensors, parts = self._prefetch.take(layer), []
+            self._fetcher = LayerPrefetch(fetch, self.lm.dims.num_layers, self.lm.device)
+        tensors, parts = self._fetcher.take(layer), []
         if layer == self.lm.dims.num_layers - 1:
-            self._prefetch = None
+            self._fetcher = None
         for pool in self.pools:
             count = len(pool.long.blocks.blocks) if self.num_slots else 0
             parts.append((tensors[0], tensors[1 : 1 + count]))
