@@ -313,6 +313,17 @@ def test_an_old_file_that_could_not_be_removed_is_named(folder: Path, id: str, m
     assert f"chunks.lance/data/{old.name}" in receipt.left
 
 
+def test_a_table_that_was_not_written_anew_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance's own optimize keeps the bytes of a removed row, compressed, where no search of bytes need see them."""
+    monkeypatch.setattr("remanence.bank.compaction.rewrite", lambda store, name: None)
+    with Bank.open(tmp_path / "bank") as bank:
+        ids = [id for id, _ in bank.add([draft(f"{SECRET} Part {number}.") for number in range(60)])]
+        bank.forget(ids[:1])
+        receipt = bank.compact()
+    assert not receipt.bytes_gone
+    assert any(name.startswith("chunks.lance/data/") for name in receipt.left)
+
+
 class Orders(RuleBasedStateMachine):
     """Two handles of one bank write, answer, forget, expire and compact in any order."""
 

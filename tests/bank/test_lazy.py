@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import remanence
@@ -79,6 +80,15 @@ def test_a_look_into_a_bank_imports_no_model_library(filled: tuple[str, str], ve
     done = python(COMMAND, "bank", *(id if word == "ID" else word for word in verb), "--bank", folder, "--json")
     assert done.stderr.splitlines()[-1] == "0", done.stderr
     assert verb == ["stats"] or "Cleo has a boat" in done.stdout
+
+
+def test_a_search_of_a_bank_with_vectors_loads_the_model_that_may_have_made_them(tmp_path: Path) -> None:
+    with Bank.open(tmp_path / "bank") as bank:
+        bank.put_vectors("e", [add_one(bank, "Cleo has a boat")], np.eye(1, 8))
+        assert bank.embedders() == ["e"]
+    done = python(COMMAND, "bank", "search", "a boat", "--model", "tiny", "--bank", str(tmp_path / "bank"), "--json")
+    assert {"0", "torch"} <= set(done.stderr.splitlines()[-1].split()), done.stderr
+    assert "Cleo has a boat" in done.stdout
 
 
 def test_forgetting_imports_no_model_library(tmp_path: Path) -> None:

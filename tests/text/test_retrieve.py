@@ -57,7 +57,7 @@ def test_scores_are_between_0_and_1():
 
 
 def test_hybrid_without_an_embedder_is_bm25_and_says_so():
-    assert "BM25 alone (this model has no embedder" in retriever().describe()
+    assert "BM25 alone (no dense search: the model has no embedder" in retriever().describe()
     assert "fused by rank" in retriever(ColourEmbedder()).describe()
     assert retriever(ColourEmbedder(), kind="lexical").describe().startswith("BM25 alone; ")
     dense = retriever(ColourEmbedder(), kind="dense").describe()

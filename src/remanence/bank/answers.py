@@ -136,10 +136,10 @@ class Answers:
         write_whole(self.folder / FILE, lines.encode("utf-8", errors="replace"))
 
 
-def holds(answer: Answer, text: str) -> bool:
-    """Whether question or answer hold `text`, whatever the spaces and capitals."""
-    plain = _plain(text)
-    return bool(plain) and (plain in _plain(answer.question) or plain in _plain(answer.answer))
+def strings_in(answers: Iterable[Answer], strings: Iterable[str]) -> set[str]:
+    """Those of `strings` that a question or an answer holds, whatever the spaces and capitals."""
+    text = "\n".join(_plain(part) for answer in answers for part in (answer.question, answer.answer))
+    return {each for each in strings if (plain := _plain(each)) and plain in text}
 
 
 def _plain(text: str) -> str:

@@ -224,7 +224,7 @@ class Bank:
         return maintenance.expire(self._parts)
 
     def compact(self) -> CompactReceipt:
-        """Purges what has expired and rewrites files, until no byte of anything removed is left on disk.
+        """Purges what has expired in this namespace and rewrites files, until no byte of what was removed is on disk.
 
         The receipt's `bytes_gone` was checked (see `compaction.leftovers`), whoever removed it, in whichever
         namespace and process: every file of a table that had rows removed was written after that, no row of it can

@@ -192,7 +192,8 @@ def live_ids(context: BankContext, condition: str | None = None) -> list[str]:
     table = context.read_columns(CHUNKS_TABLE, where, ["created", "id"])
     if table is None:
         return []
-    return table.sort_by([("created", "ascending"), ("id", "ascending")])["id"].to_pylist()
+    # Arrow's own sort takes a tenth of a second to load.
+    return [id for _, id in sorted(zip(table["created"].to_pylist(), table["id"].to_pylist(), strict=True))]
 
 
 def list_chunks(

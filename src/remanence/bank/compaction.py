@@ -145,9 +145,12 @@ def strings_of(rows: Iterable[Row]) -> set[str]:
 
 
 def traces_of(context: BankContext, rows: Iterable[Row]) -> Traces:
-    """Of chunks that are not in the table any more."""
+    """Of chunks that are not in the table any more: all ids, and strings that can be searched for."""
     rows = list(rows)
-    return Traces({row.chunk.id for row in rows}, unique_strings(context, strings_of(rows)))
+    strings = sorted(each for each in strings_of(rows) if len(each.encode()) >= MIN_SEARCH_BYTES)
+    if len(strings) > MAX_TRACES:
+        strings = random.sample(strings, MAX_TRACES)
+    return Traces({row.chunk.id for row in rows}, unique_strings(context, strings))
 
 
 def unique_strings(context: BankContext, strings: Collection[str]) -> set[str]:
@@ -199,11 +202,8 @@ def leftovers(context: BankContext, old_files: set[str], traces: Traces) -> list
 
 def _files_with(folder: Path, store: Store, traces: Traces) -> list[str]:
     """Files whose bytes hold one of `traces`, as it is or as JSON writes it."""
-    strings = [each for each in sorted(traces.strings) if len(each.encode()) >= MIN_SEARCH_BYTES]
-    if len(strings) > MAX_TRACES:
-        strings = random.sample(strings, MAX_TRACES)
     ids = [each.encode() for each in sorted(traces.ids)[:MAX_TRACES]]
-    needles = {form.encode() for each in strings for form in (each, _in_json(each), json.dumps(each)[1:-1])}
+    needles = {form.encode() for each in traces.strings for form in (each, _in_json(each), json.dumps(each)[1:-1])}
     tensors = {f"{name}.lance" for kind in ("memories", "vectors") for name in store.meta.of_kind(kind)}
     files = []
     for file in sorted(folder.rglob("*")) if ids else ():

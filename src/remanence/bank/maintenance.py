@@ -78,11 +78,11 @@ def _remove_answers(parts: BankParts, ids: set[str], rows: Iterable[Row] = ()) -
     answers = parts.answers.all()
     if not answers:
         return parts.answers.remove(lambda answer: False)  # what is there cannot be read
-    strings = {each for each in compaction.strings_of(rows) if any(kept_answers.holds(a, each) for a in answers)}
-    strings = compaction.unique_strings(parts.context, strings)
+    candidates = kept_answers.strings_in(answers, compaction.strings_of(rows))
+    strings = compaction.unique_strings(parts.context, candidates)
 
     def is_gone(answer: Answer) -> bool:
-        return not answer.sources.isdisjoint(ids) or any(kept_answers.holds(answer, each) for each in strings)
+        return not answer.sources.isdisjoint(ids) or bool(kept_answers.strings_in([answer], strings))
 
     return parts.answers.remove(is_gone)
 
