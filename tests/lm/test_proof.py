@@ -151,7 +151,7 @@ def test_a_model_that_generates_wrongly_is_refused(cls: type, backend: str) -> N
 
 def test_a_capture_that_writes_to_the_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a newer transformers hands its cache over in a way that the capture does not know."""
-    monkeypatch.setattr(seam, "Cache", type("AnotherCache", (), {}))
+    monkeypatch.setattr(attention, "Cache", type("AnotherCache", (), {}))
     with pytest.raises(UnsupportedModel, match=r"'llama' .*8 tokens are in its cache at layer 0 where 4 were given"):
         prove(tiny_model())
 
