@@ -8,7 +8,7 @@ import torch
 import remanence as rm
 from remanence.bank.loop import run
 from remanence.errors import BankCorrupted, UnknownChunk
-from remanence.lm.lm import from_transformers
+from remanence.lm.load import from_transformers
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.sources import BankSource
 

@@ -11,7 +11,8 @@ from remanence import answers, methods
 from remanence.bank import Bank, Draft
 from remanence.errors import InputError
 from remanence.generation import Generation, Options, Stream, read_or_not
-from remanence.lm.lm import LM, load
+from remanence.lm.lm import LM
+from remanence.lm.load import load
 from remanence.methods.base import Method, Prompt
 from remanence.methods.mplus.bank_pool import BankPool
 from remanence.methods.mplus.method import MPlus

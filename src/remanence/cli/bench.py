@@ -32,7 +32,7 @@ def recall(
 ) -> None:
     """The same question and references: no memory, memories (in RAM, on disk, not written yet), and text."""
     from remanence.bench.recall import Options, run
-    from remanence.lm.lm import load
+    from remanence.lm.load import load
 
     options = Options(tokens, repeats, reference_tokens, method=method, seed=seed)
     with progress(f"Loading {model}"):

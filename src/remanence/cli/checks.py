@@ -95,7 +95,7 @@ def disk(bank: Path) -> Iterator[Check]:
 def model(name: str) -> tuple[LM | None, list[Check]]:
     """The model, if it loads and passes the memory test, and what was found on the way."""
     try:
-        from remanence.lm.lm import load
+        from remanence.lm.load import load
 
         lm = load(name)
     except RemanenceError as error:
@@ -119,7 +119,7 @@ def training(lm: LM | None, method: str) -> Iterator[Check]:
     name, _, preset = method.partition(":")
     if lm is None or name != "memory3" or preset == "dense":
         return
-    from remanence.lm.lm import SETTINGS
+    from remanence.lm.folders import SETTINGS
 
     if name in lm.settings:
         yield Check("training", "ok", f"{lm.name} was trained to read memories ({SETTINGS})")
