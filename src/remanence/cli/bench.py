@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from remanence.cli import options as o
 from remanence.cli.terminal import out, print_json, progress, say, table
@@ -118,6 +117,8 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
+    from rich.text import Text
+
     conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["conditions"].items())
     machine = result["machine"]
     say(f"{result['bench']}: {conditions}")

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +53,7 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> torch.device: ...
-    @property
+    @cached_property
     def fingerprint(self) -> str: ...
     def encode(self, text: str) -> list[int]: ...
 

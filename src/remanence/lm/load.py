@@ -110,9 +110,10 @@ def _published(folder: Path, device: str, dtype: torch.dtype | str | None) -> _P
     state = {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in _tensors(file).items()}
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else "auto"
+    exact: Any = dtype
     if isinstance(dtype, str):
-        dtype = state["memory"].dtype if dtype == "auto" else getattr(torch, dtype)
-    made = published.convert(folders.config(folder), state, inv_freq_dtype=torch.bfloat16, dtype=dtype)
+        exact = state["memory"].dtype if dtype == "auto" else getattr(torch, dtype)
+    made = published.convert(folders.config(folder), state, inv_freq_dtype=torch.bfloat16, dtype=exact)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     known = {"latent": made.latent, "settings": {"mplus": made.settings}}
     return _Parts(_on(made.model, device), tokenizer, known)
