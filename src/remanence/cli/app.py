@@ -29,7 +29,7 @@ VERBS = {
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:
-    """The command line with the verb that `arguments` begin with, or with all of them: for help and for errors."""
+    """The command line with the verb that `arguments` begin with, or with all of them, for help and for errors."""
     app = typer.Typer(
         name="remanence",
         no_args_is_help=True,
@@ -40,8 +40,8 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
         epilog=EPILOG,
     )
     app.callback()(root)
-    used = arguments[0] if arguments else None
-    for verb in [used] if used in VERBS else VERBS:
+    first = arguments[0] if arguments else ""
+    for verb in () if first == "--version" else (first,) if first in VERBS else VERBS:
         module = importlib.import_module(f"remanence.cli.{verb}")
         if VERBS[verb] == "group":
             app.add_typer(module.app, name=verb)

@@ -16,7 +16,10 @@ ReferenceOption = Annotated[
     int, typer.Option("--reference-tokens", metavar="N", help="Tokens of each of the five references.")
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Measure what recall and the bank cost on this machine.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure on this machine what recall, the bank, training and the start of a command cost.",
+)
 
 
 @app.command("recall")
@@ -110,6 +113,41 @@ def train(
     with progress("Steps", total=len(STEPS) * (repeats + 1)) as advance:
         result = run(options, advance)
     show(result, as_json)
+
+
+@app.command("start")
+def start(
+    repeats: RepeatsOption = 5,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FOLDER", help="Also measure the version of remanence in this folder (src)."),
+    ] = None,
+    model: o.ModelOption = o.MODEL,
+    as_json: o.JsonOption = False,
+) -> None:
+    """How long ask, bank list, --help and doctor take in a fresh process, and which packages they import.
+
+    Beside them: Python alone, `import torch`, `import transformers`. With --against, another version in turn.
+    """
+    from remanence.bench.start import Options, run
+
+    options = Options(repeats, model, against)
+    with progress("Processes", total=options.num_processes) as advance:
+        result = run(options, advance)
+    show(result, as_json)
+    if not as_json:
+        _show_imports(result["imports"])
+
+
+def _show_imports(imports: dict[str, dict[str, float]]) -> None:
+    """Seconds of imports, a column for each command."""
+    from rich.text import Text
+
+    shown = table("imports (seconds)", *((name, {"justify": "right"}) for name in imports))
+    for package in dict.fromkeys(package for seconds in imports.values() for package in seconds):
+        cells = ("" if package not in each else f"{each[package]:.2f}" for each in imports.values())
+        shown.add_row(Text(package, style="cyan"), *cells)
+    out().print(shown)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
