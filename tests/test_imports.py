@@ -16,28 +16,35 @@ MODULES = [
 ]
 EXTRAS = (
     *("matplotlib", "tensorboard", "pypdf", "sentence_transformers"),
-    *("pytest", "xdist", "hypothesis", "ruff", "pyright", "peft", "datasets"),
+    *("pytest", "xdist", "hypothesis", "ruff", "pyright", "peft", "accelerate", "datasets", "pandas", "sklearn"),
 )
-"""What `pip install remanence` does not bring. (Not accelerate: transformers imports it where it is installed.)"""
+"""What `pip install remanence` does not bring, and what transformers uses where it finds it."""
 WITHOUT_EXTRAS = """
-import importlib, importlib.abc, importlib.metadata, sys
+import importlib, sys
+from importlib.machinery import PathFinder
 
 absent = set(sys.argv[1].split(","))
 
 
-class Absent(importlib.abc.MetaPathFinder):
+class Without:
+    # As if they were not installed: neither their modules nor their metadata are found.
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in absent:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None if name.partition(".")[0] in absent else PathFinder.find_spec(name, path, target)
+
+    def find_distributions(self, *context):
+        for found in PathFinder.find_distributions(*context):
+            if found.metadata["Name"].replace("-", "_") not in absent:
+                yield found
 
 
-sys.meta_path.insert(0, Absent())
-for name in sys.argv[2].split(","):
+sys.meta_path[:] = [Without() if finder is PathFinder else finder for finder in sys.meta_path]
+names = sys.argv[2].split(",")
+for name in names:
     try:
         importlib.import_module(name)
     except Exception as error:
         print(f"{name}: {type(error).__name__}: {error}")
-print(len(sys.argv[2].split(",")), "tried;", *sorted(absent & {name.partition(".")[0] for name in sys.modules}))
+print(len(names), "tried;", *sorted(absent & {name.partition(".")[0] for name in sys.modules}))
 """
 COMMAND = """
 import atexit, sys
@@ -50,6 +57,7 @@ MODEL = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"
 OPTIONAL = {"matplotlib", "tensorboard", "pypdf", "sentence_transformers", "peft", "scipy", "pandas"}
 SHOWN = {"rich"}
 STORE = {"pyarrow", "lancedb", "numpy"}
+BANK = (MODEL - {"torch", "safetensors"}) | OPTIONAL
 HELP = MODEL | OPTIONAL | STORE | {"packaging"}
 
 
@@ -113,3 +121,26 @@ def test_ask_prints_json_without_what_it_does_not_use(bank: Path) -> None:
     assert code == 0
     assert {"torch", "transformers", "pyarrow"} <= packages
     assert not packages & (SHOWN | OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bank", "list", "--json"],
+        ["bank", "list"],
+        ["bank", "stats"],
+        ["bank", "search", "gate", "--kind", "lexical"],
+        ["bank", "show", "0123456789abcdef"],
+        ["bank", "forget", "0123456789abcdef", "--yes"],
+        ["bank", "verify", "--no-model"],
+        ["bank", "compact"],
+        ["bank", "export", "texts.jsonl"],
+        ["doctor", "--json"],
+        ["why"],
+    ],
+    ids=" ".join,
+)
+def test_a_bank_is_looked_into_without_a_model(arguments: list[str], bank: Path) -> None:
+    code, packages = packages_after(arguments, bank.parent)
+    assert code == (2 if "0123456789abcdef" in arguments or "why" in arguments else 0)
+    assert not packages & BANK
