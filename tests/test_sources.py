@@ -9,7 +9,7 @@ from lancedb.table import AsyncTable
 import remanence as rm
 from remanence.bank.lance import run
 from remanence.errors import BankCorrupted, UnknownChunk
-from remanence.lm.lm import from_transformers
+from remanence.lm.load import from_transformers
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.sources import BankSource
 

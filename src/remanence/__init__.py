@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from remanence.generation import Stream
-    from remanence.lm.lm import LM, from_transformers, load
+    from remanence.lm.lm import LM
+    from remanence.lm.load import from_transformers, load
     from remanence.session import Session
     from remanence.types import (
         KV,
@@ -54,7 +55,8 @@ _HOME = {
         "UnsupportedModel",
     ],
     "generation": ["Stream"],
-    "lm.lm": ["LM", "from_transformers", "load"],
+    "lm.lm": ["LM"],
+    "lm.load": ["from_transformers", "load"],
     "session": ["Session"],
     "types": [
         "KV",

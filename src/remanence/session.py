@@ -12,7 +12,8 @@ from remanence.bank import Bank
 from remanence.errors import InputError
 from remanence.generation import GenerateOptions, Generation, Options, Stream
 from remanence.ingest import Ingest, checked_documents, checked_metadata, source_name
-from remanence.lm.lm import LM, load
+from remanence.lm.lm import LM
+from remanence.lm.load import load
 from remanence.methods.base import Method
 from remanence.snapshots import SessionSnapshot
 from remanence.sources import BankSource, describe, write_chunks

@@ -6,7 +6,7 @@ import pytest
 
 from remanence.bench.recall import COLD, DISK, PLAIN, TEXT, WARM, Options, Stand, endless, references, run
 from remanence.errors import InputError
-from remanence.lm.lm import load
+from remanence.lm.load import load
 
 
 @pytest.fixture(scope="module")

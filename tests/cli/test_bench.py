@@ -21,3 +21,11 @@ def test_bank(call):
     made = call("bench", "bank", "--rows", "20", "--queries", "2", "--json").json
     assert (made["bench"], made["conditions"]["rows"]) == ("bank", 20)
     assert call("bench", "bank", "--rows", "0").code == 2
+
+
+def test_start(call):
+    shown = call("bench", "start", "--repeats", "1", model=True)
+    assert (shown.code, shown.err) == (0, "")
+    for words in ("bank list", "import torch", "imports (seconds)", "pyarrow"):
+        assert words in shown.out
+    assert call("bench", "start", "--against", ".").err.startswith("error: '.' holds no package remanence")

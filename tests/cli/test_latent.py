@@ -24,7 +24,7 @@ def test_write_ask_why_and_forget(call, tmp_path):
     asked = call("ask", "Who is the lighthouse keeper?", *known, "--json").json
     assert [recall["text"] for recall in asked["recalled"]] == ["The lighthouse keeper is Odile Marsh."]
     assert call("why", "--bank", "b").code == 0
-    assert call("doctor", "--bank", "b", "--method", "mplus").code == 0
+    assert call("doctor", "--deep", "--bank", "b", "--method", "mplus").code == 0
     assert call("bank", "forget", "--source", "notes.txt", "--bank", "b", "--yes").code == 0
     assert not list((tmp_path / "b" / "pools").iterdir()), "no model was loaded, and the pool is gone"
     assert "Odile" not in (tmp_path / "b" / "answers.jsonl").read_text()

@@ -9,7 +9,7 @@ import pytest
 
 from remanence import cli
 from remanence.bank import Bank, NewChunk
-from remanence.cli.app import app
+from remanence.cli import doctor as doctor_module
 from remanence.errors import BankBusy
 
 VERBS = ["demo", "write", "ask", "chat", "why", "bank", "doctor", "train", "push", "eval", "bench"]
@@ -79,8 +79,7 @@ def failing(monkeypatch):
         def raise_it() -> None:
             raise error
 
-        (command,) = [each for each in app.registered_commands if each.name == "doctor"]
-        monkeypatch.setattr(command, "callback", raise_it)
+        monkeypatch.setattr(doctor_module, "doctor", raise_it)
 
     return fail_with
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from remanence.lm.lm import ASSETS
+from remanence.lm.folders import ASSETS
 
 
 def test_what_would_go_is_shown_and_offline_nothing_goes(call):

@@ -14,7 +14,7 @@ from remanence.eval.systems import OwnContext, OwnContextConfig
 from remanence.eval.tasks.base import Item
 from remanence.eval.tasks.facts import Facts
 from remanence.eval.tasks.squad import Squad
-from remanence.lm.lm import load
+from remanence.lm.load import load
 from remanence.methods import known
 from remanence.methods.base import Prompt
 from remanence.types import Recall, Reply, Usage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from remanence.lm.lm import load
+from remanence.lm.load import load
 
 
 def test_a_constant_is_kept_until_the_weights_change():

@@ -13,7 +13,7 @@ from threading import Thread
 
 import pytest
 
-from remanence.lm.lm import ASSETS
+from remanence.lm.folders import ASSETS
 
 ASKED = """
 import sys

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from remanence.errors import ContextTooLong, InputError, UnsupportedModel
-from remanence.lm.lm import LM, Dims, from_transformers, load
+from remanence.lm.lm import LM, Dims
+from remanence.lm.load import from_transformers, load
 from remanence.lm.proof import LayerPrefix, capture
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.types import KV

@@ -10,7 +10,7 @@ import torch
 
 import remanence.train.memory as memory_module
 from remanence.lm.attention import AttentionRecord
-from remanence.lm.lm import from_transformers
+from remanence.lm.load import from_transformers
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.methods.memory3.method import Memory3, Memory3Config
 from remanence.train.batches import pack

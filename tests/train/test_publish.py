@@ -15,7 +15,7 @@ from typing import ClassVar
 import pytest
 
 from remanence.errors import InputError
-from remanence.lm.lm import ASSETS
+from remanence.lm.folders import ASSETS
 from remanence.train.publish import check_folder, push
 
 

@@ -12,6 +12,7 @@ import torch
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.lm import attention, proof
+from remanence.lm.load import load
 from remanence.train import loop
 from remanence.train.export import export
 from remanence.train.model import build_model
@@ -51,7 +52,7 @@ def test_it_trains_with_and_without_memory_and_what_is_written_loads(
     assert not torch.equal(gain, torch.full_like(gain, 2.0)), "the gains are trained too"
     tokenizer = run.encoder.tokenizer  # type: ignore[attr-defined]
     export(tmp_path / "export", NORMED, weights, tokenizer, None)
-    lm = lm_module.load(tmp_path / "export")
+    lm = load(tmp_path / "export")
     assert lm.model.config.model_type == "qwen3"
     again = build_model(NORMED, 1)
     load_model(again, tmp_path / "export")

@@ -18,6 +18,7 @@ import remanence.lm.lm as lm_module
 from remanence import methods
 from remanence.data.squad import Context
 from remanence.errors import InputError
+from remanence.lm.load import from_transformers
 from remanence.lm.lora import LoraConfig
 from remanence.methods.base import Prompt
 from remanence.methods.memory3.layout import Group
@@ -227,7 +228,7 @@ def test_layers_that_are_computed_again_give_the_same_weights(tmp_path: Path, ba
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "cohere", "granite", "gemma3_text", "opt"])
 def test_logits_of_chosen_positions_are_the_models_own(family: str):
     """Also where a family scales or bounds them, and whatever its body is called."""
-    lm = lm_module.from_transformers(build(family), words(True))
+    lm = from_transformers(build(family), words(True))
     ids_BT = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0))
     index_N = torch.tensor([2, 8, 12, 20, 26])
     with torch.no_grad():

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from remanence.data.squad import Context
 from remanence.data.wordlists import words_of
 from remanence.errors import InputError
-from remanence.lm.lm import BUNDLED
+from remanence.lm.folders import BUNDLED
 from remanence.train.corpora import Corpora, is_kept, load_corpora
 from remanence.train.recipes.nano import Phase
 from remanence.train.renaming import Pieces, fixed_words, renamed, things

@@ -13,6 +13,8 @@ from torch.nn import functional
 import remanence.lm.lm as lm_module
 from remanence.data.sequences import SequenceFolder
 from remanence.errors import InputError
+from remanence.lm.folders import BUNDLED
+from remanence.lm.load import load
 from remanence.lm.tiny import byte_tokenizer
 from remanence.methods.memory3.method import Group, Memory3
 from remanence.train import checkpoint
@@ -68,7 +70,7 @@ def test_both_stages_lower_the_loss_and_a_model_comes_out(data: Path, tmp_path: 
     assert (tmp_path / "curves.png").exists()
     assert {path.name for path in check_folder(tmp_path / "export")} >= {"README.md", "remanence.json"}
     assert described_stage(tmp_path / "export") == "continual", "not of the warm-up, which was there before"
-    lm = lm_module.load(tmp_path / "export")
+    lm = load(tmp_path / "export")
     assert lm.settings["memory3"]["kept_tokens"] == 4
     assert (lm.bos, lm.eos) == ([1], frozenset({2}))
     for name, tensor in lm.model.state_dict().items():
@@ -169,7 +171,7 @@ def test_what_does_not_fit_is_refused_in_one_line(data: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"begins with the weights of warmup, which .* does not hold"):
         run_sequences(begin_run(good, data, tmp_path), None, False)
     with pytest.raises(InputError, match=r"of another tokenizer than .*nano"):
-        start_sequence_run(good, data, tmp_path, lm_module.BUNDLED["nano"])
+        start_sequence_run(good, data, tmp_path, BUNDLED["nano"])
     with pytest.raises(InputError, match="6 rows do not fall into 4 parts"):
         replace(good, parts=4)
     with pytest.raises(InputError, match=r"do not fit 256 -> raise shape\.max_positions"):

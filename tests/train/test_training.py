@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
+from remanence.lm.load import load
 from remanence.train import checkpoint, loop, memory, plain
 from remanence.train.corpora import Corpora
 from remanence.train.export import export
@@ -174,7 +175,7 @@ def test_export_is_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
     run_stage(start(folder, tmp_path / "a"), "continual", 2, False)
     run = start(folder, tmp_path / "a")
     finish(run, HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=5, batch=8))
-    lm = lm_module.load(tmp_path / "a" / "export")
+    lm = load(tmp_path / "a" / "export")
     assert lm.embedder is not None
     assert lm.embedder.embed(["one", "two"]).shape == (2, 8)
     assert lm.stop == ("\n",)

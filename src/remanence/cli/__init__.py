@@ -9,19 +9,25 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from remanence.cli import startup
 from remanence.errors import RemanenceError
 
 FINE, BAD, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: all well; something is wrong (or a bug); the input cannot be used; Ctrl-C."""
+QUICK = ("ask", "bank", "chat", "demo", "doctor", "why", "write")
+"""Verbs that say themselves when they have loaded what they need (`opening`)."""
 
 
 def main() -> None:
     """The `remanence` command of a fresh process."""
+    startup.begin()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or pipe without UTF-8 gets '?', not a crash
     _quiet("--debug" in sys.argv)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    startup.end()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,8 +46,11 @@ def run(arguments: Sequence[str]) -> int:
 def _command(arguments: list[str]) -> int:
     import typer
 
-    from remanence.cli.app import app
+    from remanence.cli.app import build
 
+    app = build(arguments)
+    if arguments[:1] and arguments[0] not in QUICK:
+        startup.loaded()
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     try:
         result = app(arguments, prog_name="remanence", standalone_mode=False)
@@ -59,7 +68,7 @@ def _misused(error: BaseException) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "remanence"
     message = getattr(error, "format_message", error.__str__)()
-    if not message:  # a group without a verb: typer has shown its help
+    if not message:  # a group without a verb: typer has shown the help
         return UNUSABLE
     fail(f"{' '.join(message.split()).rstrip('.')} -> {path} --help")
     return UNUSABLE

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from remanence.bank import answers
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
-from remanence.cli.terminal import clean, err, one_line, print_json, read_input, say
+from remanence.cli.terminal import clean, err, note, one_line, print_json, read_input, say
 from remanence.errors import BankError, InputError
 from remanence.text.decode import check_text
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from remanence.session import Session
     from remanence.types import Recall, Reply
 
@@ -119,12 +120,14 @@ def reply_json(reply: Reply) -> dict[str, Any]:
 def show_recalled(recalled: Any, otherwise: str = NOTHING) -> None:
     """Sources on standard error, so that a pipe gets the answer alone; `otherwise` where there are none."""
     if not recalled:
-        err().print(Text(otherwise, style="dim"))
+        note(otherwise)
     for recall in recalled:
         err().print(recalled_line(recall), soft_wrap=True)
 
 
 def recalled_line(recall: Recall) -> Text:
+    from rich.text import Text
+
     told = [] if recall.score == recall.share else [f"relevance {recall.score:.2f}"]  # a latent pool has no other score
     told += [] if recall.share is None else [f"{recall.share:.0%} of attention"]
     return Text.assemble(

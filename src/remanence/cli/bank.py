@@ -116,7 +116,7 @@ def search(
 
 
 def _embedder(model: str) -> Any:
-    from remanence.lm.lm import load
+    from remanence.lm.load import load
 
     with progress(f"Loading {model}"):
         return load(model).embedder

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from remanence.cli import options as o
 from remanence.cli.terminal import out, print_json, progress, say, table
@@ -17,7 +16,10 @@ ReferenceOption = Annotated[
     int, typer.Option("--reference-tokens", metavar="N", help="Tokens of each of the five references.")
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Measure what recall and the bank cost on this machine.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure on this machine what recall, the bank, training and the start of a command cost.",
+)
 
 
 @app.command("recall")
@@ -32,7 +34,7 @@ def recall(
 ) -> None:
     """The same question and references: no memory, memories (in RAM, on disk, not written yet), and text."""
     from remanence.bench.recall import Options, run
-    from remanence.lm.lm import load
+    from remanence.lm.load import load
 
     options = Options(tokens, repeats, reference_tokens, method=method, seed=seed)
     with progress(f"Loading {model}"):
@@ -113,11 +115,48 @@ def train(
     show(result, as_json)
 
 
+@app.command("start")
+def start(
+    repeats: RepeatsOption = 5,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FOLDER", help="Also measure the version of remanence in this folder (src)."),
+    ] = None,
+    model: o.ModelOption = o.MODEL,
+    as_json: o.JsonOption = False,
+) -> None:
+    """How long ask, bank list, --help and doctor take in a fresh process, and which packages they import.
+
+    Beside them: Python alone, `import torch`, `import transformers`. With --against, another version in turn.
+    """
+    from remanence.bench.start import Options, run
+
+    options = Options(repeats, model, against)
+    with progress("Processes", total=options.num_processes) as advance:
+        result = run(options, advance)
+    show(result, as_json)
+    if not as_json:
+        _show_imports(result["imports"])
+
+
+def _show_imports(imports: dict[str, dict[str, float]]) -> None:
+    """Seconds of imports, a column for each command."""
+    from rich.text import Text
+
+    shown = table("imports (seconds)", *((name, {"justify": "right"}) for name in imports))
+    for package in dict.fromkeys(package for seconds in imports.values() for package in seconds):
+        cells = ("" if package not in each else f"{each[package]:.2f}" for each in imports.values())
+        shown.add_row(Text(package, style="cyan"), *cells)
+    out().print(shown)
+
+
 def show(result: dict[str, Any], as_json: bool) -> None:
     """One column per system for people, the whole object for programs."""
     if as_json:
         print_json(result)
         return
+    from rich.text import Text
+
     conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["conditions"].items())
     machine = result["machine"]
     say(f"{result['bench']}: {conditions}")

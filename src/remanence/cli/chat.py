@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from remanence.cli import options as o
 from remanence.cli.ask import (
     AskedAs,
@@ -20,7 +18,7 @@ from remanence.cli.ask import (
     show_recalled,
 )
 from remanence.cli.opening import open_session
-from remanence.cli.terminal import err, fail, note, print_json, say
+from remanence.cli.terminal import fail, note, print_json, prompt, say
 from remanence.errors import ContextTooLong, InputError, RemanenceError
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def _lines(as_json: bool) -> Iterator[str]:
         sys.stdin.reconfigure(errors="replace")  # a wrong byte costs a character, not the conversation
     while True:
         if sys.stdin.isatty() and not as_json:
-            err().print(Text("you> ", style="bold green"), end="")
+            prompt("you> ", "bold green")
         line = sys.stdin.readline()
         if not line:
             return

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from remanence.errors import RemanenceError
 
@@ -34,12 +34,21 @@ class Check:
     fix: str = ""
 
 
-def environment() -> Iterator[Check]:
-    """Python and the packages that the project needs, against the ranges it was installed with."""
+class Described(Protocol):
+    """A model as its files or its `LM` describe it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+
+def environment(deep: bool = False) -> Iterator[Check]:
+    """Python, and the packages that remanence needs, against the version ranges that it allows. `deep`: loads torch."""
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name, wanted in _requirements().items():
         yield _package(name, wanted)
-    yield _torch()
+    yield _device() if deep else Check("device", "ok", f"{os.cpu_count()} cores; --deep says what torch computes on")
 
 
 def _requirements() -> dict[str, Any]:
@@ -64,7 +73,7 @@ def _package(name: str, wanted: Any) -> Check:
     return Check(name, "ok", version)
 
 
-def _torch() -> Check:
+def _device() -> Check:
     try:
         import torch
     except Exception as error:  # a broken binary fails in many ways
@@ -92,10 +101,22 @@ def disk(bank: Path) -> Iterator[Check]:
         yield Check("permissions", "bad", f"{place} cannot be written to", "choose another folder with --bank")
 
 
-def model(name: str) -> tuple[LM | None, list[Check]]:
-    """The model, if it loads and passes the memory test, and what was found on the way."""
+def model_files(name: str) -> tuple[Described | None, list[Check]]:
+    """What the model's files say, and whether they are all there and whole; the model is not loaded."""
+    from remanence.cli.model_files import read
+
     try:
-        from remanence.lm.lm import load
+        found = read(name)
+    except RemanenceError as error:
+        return None, [Check("model", "bad", error.message, error.hint)]
+    not_run = "memory test and match with the bank: not run; `remanence doctor --deep` loads the model and runs them"
+    return found, [Check("model", "ok", found.summary), Check("deep checks", "ok", not_run)]
+
+
+def model(name: str) -> tuple[LM | None, list[Check]]:
+    """The model, if it loads and passes the memory test, and the checks on the way."""
+    try:
+        from remanence.lm.load import load
 
         lm = load(name)
     except RemanenceError as error:
@@ -114,17 +135,17 @@ def model(name: str) -> tuple[LM | None, list[Check]]:
     ]
 
 
-def training(lm: LM | None, method: str) -> Iterator[Check]:
-    """Whether anything says that the model learned to read what `method` keeps; "dense" needs no training."""
+def training(model: Described | None, method: str) -> Iterator[Check]:
+    """Whether the model's settings say that it was trained to read what `method` keeps; "dense" needs no training."""
     name, _, preset = method.partition(":")
-    if lm is None or name != "memory3" or preset == "dense":
+    if model is None or name != "memory3" or preset == "dense":
         return
-    from remanence.lm.lm import SETTINGS
+    from remanence.lm.folders import SETTINGS
 
-    if name in lm.settings:
-        yield Check("training", "ok", f"{lm.name} was trained to read memories ({SETTINGS})")
+    if name in model.settings:
+        yield Check("training", "ok", f"{model.name} was trained to read memories ({SETTINGS})")
     else:
-        reason = f"nothing says that {lm.name} was trained to read sparse memories (it has no {SETTINGS})"
+        reason = f"nothing says that {model.name} was trained to read sparse memories (it has no {SETTINGS})"
         yield Check(
             "training", "warn", reason, "`--method memory3:dense` or retrieved_text, unless you know that it was"
         )

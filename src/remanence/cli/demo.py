@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from remanence.cli import options as o
 from remanence.cli.opening import open_session
@@ -128,6 +127,8 @@ def forget_one(session: Session, rows: list[dict[str, Any]]) -> dict[str, Any] |
 
 
 def _show(result: dict[str, Any], model: str, bank: Path | None, method: str) -> None:
+    from rich.text import Text
+
     rows, written = result["questions"], result["written"]
     say(f"{model} read {written['documents']} short documents and keeps {written['memories']} memories of them.\n")
     short = {"no_wrap": True, "overflow": "ellipsis"}

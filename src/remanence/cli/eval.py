@@ -53,7 +53,7 @@ def evaluate(
     """Every task's command; its own options are put in front of these."""
     from remanence.eval import report
     from remanence.eval.run import Options, sit
-    from remanence.lm.lm import load
+    from remanence.lm.load import load
 
     names = tuple(name.strip().replace("METHOD", method) for name in systems.split(",") if name.strip())
     options = Options(tuple(dict.fromkeys(names)), n, seed, batch, max_tokens)

@@ -154,7 +154,7 @@ def _sit(run: Callable[..., dict[str, Any]], options: Any, model: str) -> dict[s
     """Loads the model and gives the exam a folder for rows and banks that is gone afterwards."""
     name = model_for("mplus", model)
     with progress(f"Loading {name}"):
-        from remanence.lm.lm import load
+        from remanence.lm.load import load
 
         lm = load(name)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remanence.cli import startup
 from remanence.cli.terminal import note, progress
 from remanence.errors import InputError
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 def open_session(
     bank: Path | None, namespace: str, model: str, method: str, seed: int, *, new: bool = False, adopt: bool = False
 ) -> Session:
-    """`new`: the bank may be made now; otherwise a bank that is not there is an InputError. `adopt`: to migrate."""
+    """Loads the model and opens the bank. `new`: the bank may be made; otherwise a missing bank is an InputError.
+
+    `adopt`: the bank's memories may be of another model, to migrate them.
+    """
     if bank is not None and not new:
         check_bank(bank)
     if model == "nano-mplus" and method.partition(":")[0] == "memory3":
@@ -25,7 +29,9 @@ def open_session(
     with progress(f"Loading {model}"):
         from remanence.session import Session
 
-        return Session(model_for(method, model), bank, method, namespace=namespace, seed=seed, adopt=adopt)
+        session = Session(model_for(method, model), bank, method, namespace=namespace, seed=seed, adopt=adopt)
+    startup.loaded()
+    return session
 
 
 def model_for(method: str, model: str) -> str:
@@ -39,7 +45,9 @@ def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:
         check_bank(bank)
     from remanence.bank import Bank
 
-    return Bank.open(bank, namespace=namespace)
+    opened = Bank.open(bank, namespace=namespace)
+    startup.loaded()
+    return opened
 
 
 def check_bank(bank: Path) -> None:

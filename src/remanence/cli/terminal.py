@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from remanence.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 PIPE_WIDTH = 160
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -29,6 +30,8 @@ def err() -> Console:
 
 
 def _console(file: Any) -> Console:
+    from rich.console import Console
+
     width = None if file.isatty() else PIPE_WIDTH
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
@@ -45,20 +48,28 @@ def one_line(text: str, width: int = 100) -> str:
 
 def say(*parts: str | Text | tuple[str, str]) -> None:
     """A line for people; strings are shown as they are, Text in its style."""
+    from rich.text import Text
+
     out().print(Text.assemble(*parts), soft_wrap=True)
 
 
 def note(message: str) -> None:
     """A line beside the output, on standard error."""
-    err().print(Text(message, style="dim"), soft_wrap=True)
+    _aside((message, "dim"))
 
 
 def warn(message: str) -> None:
-    err().print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+    _aside(("warning: ", "yellow"), message)
 
 
 def fail(message: str) -> None:
-    err().print(Text.assemble(("error: ", "bold red"), clean(message)), soft_wrap=True)
+    _aside(("error: ", "bold red"), clean(message))
+
+
+def _aside(*parts: str | Text | tuple[str, str]) -> None:
+    from rich.text import Text
+
+    err().print(Text.assemble(*parts), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -75,6 +86,8 @@ def _plain(value: Any) -> Any:
 
 def table(*columns: str | tuple[str, dict[str, Any]], title: str | None = None) -> Table:
     """An empty table; a column is its heading, or heading and rich's options."""
+    from rich.table import Table
+
     made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         heading, options = (column, {}) if isinstance(column, str) else column
@@ -91,13 +104,20 @@ def read_input() -> str:
     return decode(sys.stdin.buffer.read(), "stdin")
 
 
+def prompt(text: str, style: str = "") -> None:
+    """A prompt on standard error; the answer is typed behind it."""
+    from rich.text import Text
+
+    err().print(Text(text, style=style), end="")
+
+
 def confirm(question: str, yes: bool) -> None:
     """Returns if the person agrees; leaves the command if not. Nobody to ask and no --yes: InputError."""
     if yes:
         return
     if not sys.stdin.isatty():
         raise InputError(f"{question} Nobody is there to answer", "add --yes")
-    err().print(Text(f"{question} [y/N] "), end="")
+    prompt(f"{question} [y/N] ")
     if input().strip().lower() not in ("y", "yes"):
         import typer
 

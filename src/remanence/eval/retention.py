@@ -21,7 +21,8 @@ from remanence.eval.pooled import PoolReader
 from remanence.eval.run import Bar
 from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts, short_answers
 from remanence.eval.windows import ExplicitReader, TextReader
-from remanence.lm.lm import LM, load
+from remanence.lm.lm import LM
+from remanence.lm.load import load
 from remanence.methods import load as load_method
 from remanence.methods.mplus.method import MPlus
 from remanence.provenance import commit, machine

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,32 +20,50 @@ from torch import Tensor
 from remanence.errors import InputError
 from remanence.lm import attention
 
-if TYPE_CHECKING:
-    from remanence.lm.lm import LM
-
 WEIGHTS, CONFIG = "embedder.safetensors", "embedder.json"
 
 
-class ModelEmbedder:
-    """Mean over a text's tokens of what attention at `layer` is given, times `weight_EC`, scaled to length 1."""
+@dataclass(frozen=True)
+class SearchHead:
+    """What ships beside a checkpoint: the layer whose input is read, and the map from it to search vectors."""
 
-    def __init__(self, lm: LM, layer: int, weight_EC: Tensor) -> None:
-        self.lm, self.layer = lm, layer
-        self.weight_EC = weight_EC.to(lm.device, torch.float32)
+    layer: int
+    weight_EC: Tensor
 
     @classmethod
-    def beside(cls, lm: LM, folder: Path) -> ModelEmbedder | None:
-        """The head that ships in a checkpoint's folder, or None."""
+    def beside(cls, folder: Path) -> SearchHead | None:
+        """The head in a checkpoint's folder, or None."""
         if not (folder / WEIGHTS).is_file():
             return None
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            return cls(lm, int(config["layer"]), load_file(folder / WEIGHTS)["weight"])
+            return cls(int(config["layer"]), load_file(folder / WEIGHTS)["weight"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(
                 f"the search head in {str(folder)!r} cannot be read ({reason})", "load the model again"
             ) from error
+
+
+class Encoder(Protocol):
+    """What an embedder needs of an `LM`."""
+
+    name: str
+    model: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @cached_property
+    def fingerprint(self) -> str: ...
+    def encode(self, text: str) -> list[int]: ...
+
+
+class ModelEmbedder:
+    """Mean over a text's tokens of what attention at `layer` is given, times `weight_EC`, scaled to length 1."""
+
+    def __init__(self, lm: Encoder, head: SearchHead) -> None:
+        self.lm, self.layer = lm, head.layer
+        self.weight_EC = head.weight_EC.to(lm.device, torch.float32)
 
     @property
     def name(self) -> str:

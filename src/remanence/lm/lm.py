@@ -8,26 +8,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from remanence import arguments
-from remanence.errors import ContextTooLong, InputError
-from remanence.lm import attention, hub, lora, proof, published, rope_limit, tiny
+from remanence.errors import ContextTooLong
+from remanence.lm import attention, proof, rope_limit
 from remanence.lm.cache import cache_keyword
-from remanence.lm.embedder import ModelEmbedder
+from remanence.lm.embedder import ModelEmbedder, SearchHead
 from remanence.types import KV, Prefix
-
-SETTINGS = hub.SETTINGS
-LATENT = "latent.safetensors"
-ASSETS = Path(__file__).parent.parent / "assets"
-BUNDLED = {name: ASSETS / name for name in ("nano", "nano-chat", "nano-mplus")}
 
 
 @dataclass(frozen=True)
@@ -47,29 +38,42 @@ class Dims:
 
 
 class LM:
-    """A model that passed `prove`, its tokenizer, and what they are called.
+    """A model that passed `prove`, its tokenizer, and what belongs to them. The model never changes afterwards.
 
-    `settings`: method name -> the fields of its config that the checkpoint was made for (`remanence.json` beside it).
+    `settings`: method name -> the fields of its config that the checkpoint was made for (`remanence.json`).
+
+    `search_head`: makes search vectors; None: the model has none. `latent`: tensors of M+ that were trained with it.
 
     `reads_as`, `writes_as`: the adapters (`lm/lora.py`) that text is read with and references are written with; None:
-    the base. One that only reads leaves the fingerprint as it is: what a base has written, its adapters read.
+    the base.
 
-    Its weights must not change under it: the fingerprint is computed once. After training, make a new one.
+    `fingerprint` None: computed from the model and the tokenizer, once. A model with an adapter that only reads is
+    given the fingerprint of its base: its adapters read what the base has written. After training, make a new LM.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        *,
+        settings: Mapping[str, dict[str, Any]] | None = None,
+        search_head: SearchHead | None = None,
+        latent: dict[str, Tensor] | None = None,
+        reads_as: str | None = None,
+        writes_as: str | None = None,
+        fingerprint: str | None = None,
     ):
         self.model = attention.prepare(model)
         self.tokenizer: Any = tokenizer
         self.name = name
         self.proof = proof.prove(self.model)
-        self.embedder = ModelEmbedder.beside(self, folder) if folder else None
-        self.settings = _settings(folder) if folder else {}
-        self.latent: dict[str, Tensor] | None = None
-        self.folder = folder
-        self.reads_as: str | None = None
-        self.writes_as: str | None = None
+        self.settings = dict(settings or {})
+        self.latent = latent
+        self.reads_as = reads_as
+        self.writes_as = writes_as
+        self._fingerprint = fingerprint
+        self.embedder = ModelEmbedder(self, search_head) if search_head else None
         self._constants: dict[tuple[int, ...], tuple[int, dict[int, KV]]] = {}
 
     @property
@@ -97,17 +101,7 @@ class LM:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over weights, config, tokenizer and dtype: what a stored memory is only valid for."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(flat.view(torch.uint8).numpy().data)
-        config = {k: v for k, v in self.model.config.to_diff_dict().items() if k not in _IRRELEVANT}
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        digest.update(backend.to_str().encode() if backend is not None else b"")
-        return digest.hexdigest()
+        return self._fingerprint or fingerprint(self.model, self.tokenizer)
 
     @cached_property
     def bos(self) -> list[int]:
@@ -218,17 +212,19 @@ class LM:
         ).logits
 
 
-def _settings(folder: Path) -> dict[str, dict[str, Any]]:
-    file = folder / SETTINGS
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(file)!r} cannot be read: {error}", "get the model again, or remove the file") from error
-    if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
-        raise InputError(f"{str(file)!r} is not an object of objects", 'write {"memory3": {"kept_tokens": 8}}, say')
-    return settings
+def fingerprint(model: PreTrainedModel, tokenizer: Any) -> str:
+    """SHA-256 (hex) over weights, config, tokenizer and dtype."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _IRRELEVANT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update(backend.to_str().encode() if backend is not None else b"")
+    return digest.hexdigest()
 
 
 _IRRELEVANT = {
@@ -240,135 +236,3 @@ _IRRELEVANT = {
     "dtype",
     "_attn_implementation",
 }
-
-
-def from_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> LM:
-    """Gives `model` memory. Raises UnsupportedModel, with the measured error, where it cannot be exact."""
-    return LM(model.eval(), tokenizer, name or model.config._name_or_path or model.config.model_type)
-
-
-def load(name: str | Path, *, device: str | None = None, dtype: torch.dtype | str | None = None) -> LM:
-    """A bundled model ("nano", "nano-chat", "nano-mplus"), a random one for tests ("tiny"), a folder, or a Hub id.
-
-    `dtype` None: float32 on the CPU, the checkpoint's own elsewhere. Raises InputError for an unknown name
-    and UnsupportedModel for a model that cannot read memory exactly.
-    """
-    name, device, dtype = _checked(name, device, dtype)
-    if str(name) == "tiny":
-        return LM(_on(tiny.tiny_model(), device), tiny.byte_tokenizer(), "tiny")
-    folder = BUNDLED.get(str(name), Path(name))
-    beside = _beside(str(name))
-    if beside and "adapter" in _settings(beside):
-        return _adapted(load(_base_of(beside), device=device, dtype=dtype), beside, str(name))
-    if (folder / "config.json").is_file() and published.is_published(_config(folder)):
-        return _published(folder, str(name), device, dtype)
-    is_folder = (folder / "config.json").is_file()
-    where, local = (str(folder), True) if is_folder else (str(name), "/" not in str(name))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
-        dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        known = str(error) and (is_folder or not local)
-        reason = str(error).splitlines()[0] if known else "there is no such folder or cached model"
-        raise InputError(
-            f"model {str(name)!r} cannot be loaded: {reason}",
-            "use 'nano', a folder with config.json and safetensors, or a Hub id of the form owner/name",
-        ) from error
-    return LM(_on(model, device), tokenizer, str(name), beside)
-
-
-def _checked(name: Any, device: Any, dtype: Any) -> tuple[str, str, torch.dtype | str | None]:
-    """The arguments of `load` as name or path, device and dtype. InputError for what none of them can be."""
-    name = arguments.name_or_path("model", name)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    try:
-        device = str(torch.device(device))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"device is {arguments.shown(device)}", 'use "cpu", "cuda" or "cuda:1", say') from error
-    if dtype is None or dtype == "auto":
-        return name, device, dtype
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise InputError(f"dtype is {arguments.shown(dtype)}", 'use "float32", "bfloat16", "float16" or "auto"')
-    return name, device, found
-
-
-def _beside(name: str) -> Path | None:
-    """The folder where a model's settings lie: its own, or the Hub's cache."""
-    folder = BUNDLED.get(name, Path(name))
-    return folder if folder.is_dir() else hub.beside(name)
-
-
-def _base_of(folder: Path) -> str:
-    """The model that an adapter folder is of. InputError for one that names none, or an adapter (itself, say)."""
-    adapter, file = _settings(folder)["adapter"], str(folder / SETTINGS)
-    base, roles = adapter.get("base"), adapter.get("roles", [])
-    if not (isinstance(base, str) and base):
-        raise InputError(f"{file!r} names no base of its adapter", 'write {"adapter": {"base": "nano"}}, say')
-    if not (isinstance(roles, list) and all(isinstance(role, str) for role in roles)):
-        raise InputError(f"{file!r} has roles that are no list of names", f"known are {', '.join(lora.ROLES)}")
-    beside = _beside(base)
-    if beside and "adapter" in _settings(beside):
-        raise InputError(f"{file!r} names {base!r} as its base, which is an adapter itself", "name a whole model")
-    return base
-
-
-def _adapted(lm: LM, folder: Path, name: str) -> LM:
-    """`lm` with the adapters of `folder`: the two of M+ and its latent memory, or those that text is read with.
-
-    Without a role it is the base, bit for bit.
-    """
-    given = _settings(folder)["adapter"].get("roles")
-    roles = tuple(given) if given else lora.ROLES
-    if odd := [role for role in roles if role not in lora.ROLES]:
-        raise InputError(f"{str(folder / SETTINGS)!r} names a role {odd[0]!r}", f"known are {', '.join(lora.ROLES)}")
-    if "write" in roles:
-        lm.__dict__.pop("fingerprint", None)  # the base's, where it was asked for already
-    else:
-        _ = lm.fingerprint  # now, while the model is the base alone
-    lora.add_roles(lm.model, lora.read_config(folder / roles[0]), roles)
-    for role in roles:
-        lora.load_adapter(lm.model, role, folder / role)
-    lm.model.eval()
-    lm.name, lm.settings, lm.folder = name, _settings(folder), folder
-    if given:
-        lm.reads_as, lm.writes_as = ("read" if "read" in roles else None), ("write" if "write" in roles else None)
-    else:
-        lm.latent = _tensors(folder / LATENT)
-    return lm
-
-
-def _published(folder: Path, name: str, device: str, dtype: torch.dtype | str | None) -> LM:
-    """A checkpoint of MemoryLLM or M+ as its authors published it; bfloat16 frequencies, which it was trained with."""
-    state = {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in _tensors(file).items()}
-    if dtype is None:
-        dtype = torch.float32 if device == "cpu" else "auto"
-    if isinstance(dtype, str):
-        dtype = state["memory"].dtype if dtype == "auto" else getattr(torch, dtype)
-    made = published.convert(_config(folder), state, inv_freq_dtype=torch.bfloat16, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    lm = LM(_on(made.model, device), tokenizer, name)
-    lm.latent, lm.settings = made.latent, {"mplus": made.settings}
-    return lm
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(folder / 'config.json')!r} cannot be read: {error}", "get the model again") from error
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{str(file)!r} cannot be read: {reason}", "get the model again") from error
-
-
-def _on(model: Any, device: str) -> PreTrainedModel:
-    return model.eval().to(device)

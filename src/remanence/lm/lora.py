@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from remanence.errors import InputError
 from remanence.lm.attention import attention_modules, layer_of
+from remanence.lm.folders import ROLES
 
-ROLES = ("write", "read")
 TARGETS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -31,11 +31,6 @@ class Published:
     settings: dict[str, Any]
 
 
-def is_published(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is of this format: a Llama config with their attributes."""
-    return config.get("model_type") in ("llama", "memoryllm") and "num_blocks" in config and "num_tokens" in config
-
-
 def convert(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],

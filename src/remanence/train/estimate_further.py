@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from remanence.errors import InputError
-from remanence.lm.lm import BUNDLED
+from remanence.lm.folders import BUNDLED
 from remanence.lm.lora import LoraConfig
 from remanence.train.cost import MemoryShape, forward_flops, read_flops, write_flops
 from remanence.train.recipes.chat import ChatRecipe, ChatStage

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from remanence.errors import InputError
-from remanence.lm.lm import BUNDLED, LM, SETTINGS, load
+from remanence.lm.folders import BUNDLED, SETTINGS
+from remanence.lm.lm import LM
+from remanence.lm.load import load
 from remanence.lm.lora import LoraConfig, adapter, add_roles, save_adapter
 from remanence.train.model import compute_layers_again, to_bfloat16, use_fast_attention
 from remanence.train.optimizer import Group, Optimizer

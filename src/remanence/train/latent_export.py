@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from remanence.lm.lm import LATENT, SETTINGS
+from remanence.lm.folders import LATENT, SETTINGS
 from remanence.lm.lora import ROLES, save_adapter
 from remanence.train.card import write_card
 from remanence.train.latent_run import MPlusRun

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from remanence.errors import InputError
-from remanence.lm.lm import LM, load
+from remanence.lm.lm import LM
+from remanence.lm.load import load
 from remanence.lm.lora import add_roles, role_parameters
 from remanence.methods.mplus.method import MPlus, MPlusConfig
 from remanence.train import checkpoint, loop, parallel

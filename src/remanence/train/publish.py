@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from remanence.errors import InputError
+from remanence.lm.folders import BUNDLED
 from remanence.lm.hub import ID, SETTINGS
-from remanence.lm.lm import BUNDLED
 
 SUFFIXES = (".json", ".safetensors", ".md", ".png", ".jinja", ".txt")
 """Of files that may go: nothing that runs code when it is loaded."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from remanence.data.sequences import ABOUT, SequenceFolder
 from remanence.errors import InputError
-from remanence.lm.lm import SETTINGS
+from remanence.lm.folders import SETTINGS
 from remanence.train import checkpoint, loop, parallel
 from remanence.train.build_sequences import KEPT
 from remanence.train.card import CARD, described_stage, write_card

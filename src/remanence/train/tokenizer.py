@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from remanence.data.facts import sample_group
 from remanence.errors import InputError
-from remanence.lm.lm import BUNDLED
+from remanence.lm.folders import BUNDLED
 from remanence.lm.tiny import byte_tokenizer
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
