@@ -116,7 +116,8 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         layer.register_forward_pre_hook(partial(_enter, index), with_kwargs=True)
         layer.register_forward_hook(partial(_leave, index), with_kwargs=True)
     if hasattr(model, "prepare_inputs_for_generation"):
-        model.prepare_inputs_for_generation = GenerationInputs(model.prepare_inputs_for_generation)
+        own: Any = model.prepare_inputs_for_generation
+        setattr(model, "prepare_inputs_for_generation", GenerationInputs(own))  # noqa: B010, nn.Module types it as a module
     return model
 
 

@@ -24,7 +24,7 @@ class RoomyLayer(DynamicLayer):
         self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.get_seq_length():
+        if not self.get_seq_length() or self.keys is None or self.values is None:
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys = self._appended("keys", self.keys, key_states)
         self.values = self._appended("values", self.values, value_states)
