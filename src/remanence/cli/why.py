@@ -56,7 +56,7 @@ def why(
 
 
 def _recalled(bank: Bank, answer: answers.Answer) -> list[Recall]:
-    """The memories with their texts, which only the bank holds."""
+    """With the texts, which only the bank keeps."""
     from remanence.types import Recall
 
     chunks = bank.get([recalled.id for recalled in answer.recalled])
