@@ -38,7 +38,7 @@ def test_why_and_forget(chat, call):
     (chunk,) = call("bank", "list", "--json").json["chunks"]
     outcome = chat("What is the gate code of Ost?", f"/forget {chunk['id']}", "/why")
     assert "nothing was asked yet" in outcome.err
-    assert chunk["id"] not in outcome.err.split("begins anew")[1], "/why does not repeat what was forgotten"
+    assert chunk["id"] not in outcome.err.split("starts again")[1], "/why does not repeat what was forgotten"
     assert chat("What is the gate code of Ost?", options=["--json"]).json["turns"][0]["recalled"] == []
     assert "9021" not in call("why", "--json").out
 

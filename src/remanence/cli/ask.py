@@ -25,9 +25,16 @@ if TYPE_CHECKING:
     from remanence.session import Session
     from remanence.types import Recall, Reply
 
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="The longest answer.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", metavar="X", help="0: the likeliest answer.")]
-TopPOption = Annotated[float, typer.Option("--top-p", metavar="X", help="Sample from the likeliest tokens only.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Stop the answer after N tokens.")]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", metavar="X", help="0 gives the likeliest answer; higher values vary more.")
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p", metavar="X", help="Sample only from the likeliest tokens that together have probability X."
+    ),
+]
 
 AskedAs = tuple[Path, str, str, str, int]
 """Bank, namespace, model, method and seed."""
@@ -35,11 +42,15 @@ NOTHING = "nothing recalled: no memory is about this"
 
 
 def ask(
-    question: Annotated[str | None, typer.Argument(help="The question; - or none reads standard input.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(help="The question. Without it, or with -, standard input is read.")
+    ] = None,
     max_tokens: MaxTokensOption = 64,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Ask the plain model.")] = False,
+    no_memory: Annotated[
+        bool, typer.Option("--no-memory", help="Do not recall anything: the model answers alone.")
+    ] = False,
     without: o.WithoutOption = [],  # noqa: B006 (typer copies it)
     bank: o.BankOption = o.BANK,
     namespace: o.NamespaceOption = o.NAMESPACE,
@@ -48,21 +59,21 @@ def ask(
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Ask a question.
+    """Answer a question from memory.
 
-    The answer goes to standard output, what it was recalled from to standard error.
+    The answer goes to standard output; the memories that it came from go to standard error.
     """
-    asked = _question(question)
+    prompt = _question(question)
     chosen = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "without": without}
     with open_session(bank, namespace, model, method, seed) as session:
         show = None if as_json else sys.stdout.write
-        reply = answer(session, asked, show, **chosen, recall=not no_memory)
-        note_answer(session, (bank, namespace, model, method, seed), asked, chosen, reply)
+        reply = answer(session, prompt, show, **chosen, recall=not no_memory)
+        note_answer(session, (bank, namespace, model, method, seed), prompt, chosen, reply)
     if as_json:
         print_json(reply_json(reply))
     else:
         say()
-        show_recalled(reply.recalled, "memory was not asked (--no-memory)" if no_memory else NOTHING)
+        show_recalled(reply.recalled, "memory was not used (--no-memory)" if no_memory else NOTHING)
 
 
 def _question(given: str | None) -> str:
@@ -93,7 +104,7 @@ def note_answer(
     reply: Reply,
     earlier: Iterable[str] = (),
 ) -> None:
-    """For `why`, unless a memory of it was forgotten meanwhile.
+    """Saves the answer for `why`, unless one of its memories was forgotten meanwhile.
 
     A disk that is full or read-only, or a busy one, must not cost the answer.
     """
@@ -118,7 +129,7 @@ def reply_json(reply: Reply) -> dict[str, Any]:
 
 
 def show_recalled(recalled: Any, otherwise: str = NOTHING) -> None:
-    """Sources on standard error, so that a pipe gets the answer alone; `otherwise` where there are none."""
+    """Prints the memories on standard error, so that a pipe gets the answer alone; `otherwise` where there are none."""
     if not recalled:
         note(otherwise)
     for recall in recalled:
@@ -128,10 +139,12 @@ def show_recalled(recalled: Any, otherwise: str = NOTHING) -> None:
 def recalled_line(recall: Recall) -> Text:
     from rich.text import Text
 
-    told = [] if recall.score == recall.share else [f"relevance {recall.score:.2f}"]  # a latent pool has no other score
-    told += [] if recall.share is None else [f"{recall.share:.0%} of attention"]
+    figures = (
+        [] if recall.score == recall.share else [f"relevance {recall.score:.2f}"]
+    )  # a latent pool has no other score
+    figures += [] if recall.share is None else [f"{recall.share:.0%} of attention"]
     return Text.assemble(
         (f"  {recall.id} ", "cyan"),
         one_line(recall.text),
-        (f"  ({one_line(recall.source) or 'no source'}; {', '.join(told)})", "dim"),
+        (f"  ({one_line(recall.source) or 'no source'}; {', '.join(figures)})", "dim"),
     )

@@ -10,10 +10,12 @@ import typer
 from remanence.cli import options as o
 from remanence.cli.terminal import out, print_json, progress, say, table
 
-TokensOption = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to generate in each round.")]
-RepeatsOption = Annotated[int, typer.Option("--repeats", metavar="N", help="Rounds; figures are their medians.")]
+TokensOption = Annotated[int, typer.Option("--tokens", metavar="N", help="Generate N tokens in each round.")]
+RepeatsOption = Annotated[
+    int, typer.Option("--repeats", metavar="N", help="Measure N rounds; each figure is the median.")
+]
 ReferenceOption = Annotated[
-    int, typer.Option("--reference-tokens", metavar="N", help="Tokens of each of the five references.")
+    int, typer.Option("--reference-tokens", metavar="N", help="The length of each of the five references in tokens.")
 ]
 
 app = typer.Typer(
@@ -32,7 +34,7 @@ def recall(
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """The same question and references: no memory, memories (in RAM, on disk, not written yet), and text."""
+    """Measure one question: alone, with memories (in RAM, on disk, not computed yet), and with references as text."""
     from remanence.bench.recall import Options, run
     from remanence.lm.load import load
 
@@ -47,16 +49,16 @@ def recall(
 @app.command("bank")
 def bank(
     rows: Annotated[
-        int, typer.Option("--rows", metavar="N", help="Chunks to write, about 80 KB of disk each.")
+        int, typer.Option("--rows", metavar="N", help="Write N chunks; each takes about 80 KB of disk.")
     ] = 10_000,
-    queries: Annotated[int, typer.Option("--queries", metavar="N", help="Questions to ask.")] = 200,
+    queries: Annotated[int, typer.Option("--queries", metavar="N", help="Search for N questions.")] = 200,
     folder: Annotated[
-        Path | None, typer.Option("--folder", metavar="FOLDER", help="Where the temporary bank is made.")
+        Path | None, typer.Option("--folder", metavar="FOLDER", help="Make the temporary bank in this folder.")
     ] = None,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """A bank at size: writing, searching, loading five memories; beside SQLite, NumPy and a raw memory map."""
+    """Measure a large bank: writing, searching and loading; beside SQLite, NumPy and a memory-mapped file."""
     from remanence.bench.bank import run
 
     with progress("Writing rows", total=rows) as advance:
@@ -66,13 +68,17 @@ def bank(
 
 @app.command("mplus")
 def mplus(
-    shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano or llama-3.1-8b.")] = "nano",
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to write before asking.")] = 16_000,
+    shape: Annotated[
+        str, typer.Option("--shape", metavar="NAME", help="The size of the model: nano or llama-3.1-8b.")
+    ] = "nano",
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", help="Write N tokens of text before the question.")
+    ] = 16_000,
     repeats: RepeatsOption = 5,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """A latent pool of random weights: writing, the first token after much text, retrieval, offload."""
+    """Measure a latent pool with random weights: writing, the first token, retrieval and offload."""
     from remanence.bench.mplus import Options, run
 
     options = Options(shape, tokens, repeats, seed)
@@ -83,12 +89,12 @@ def mplus(
 
 @app.command("overlap")
 def overlap(
-    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Texts and their references.")] = 512,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Compare N texts, each with one reference.")] = 512,
     repeats: RepeatsOption = 3,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """The filter that keeps repeated references out of training (Memory³ Eq. 6), beside the equation as written."""
+    """Measure the filter that finds repeated references (Memory³ Eq. 6), beside the equation as it is written."""
     from remanence.bench.overlap import Options, run
 
     options = Options(pairs, repeats=repeats, seed=seed)
@@ -99,14 +105,16 @@ def overlap(
 
 @app.command("train")
 def train(
-    shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano, 0.9b, 2b or llama-3.1-8b.")] = "nano",
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Sequences in a step.")] = 2,
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of a sequence.")] = 1024,
+    shape: Annotated[
+        str, typer.Option("--shape", metavar="NAME", help="The size of the model: nano, 0.9b, 2b or llama-3.1-8b.")
+    ] = "nano",
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Train on N sequences in each step.")] = 2,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="The length of a sequence in tokens.")] = 1024,
     repeats: RepeatsOption = 5,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """A training step of random weights: without memory, with it, and with no gradient through the writing."""
+    """Measure a training step with random weights: without memory, with it, and without gradients through writing."""
     from remanence.train.speed import STEPS, Options, run
 
     options = Options(shape, rows, tokens, repeats, seed)
@@ -125,9 +133,9 @@ def start(
     model: o.ModelOption = o.MODEL,
     as_json: o.JsonOption = False,
 ) -> None:
-    """How long ask, bank list, --help and doctor take in a fresh process, and which packages they import.
+    """Measure how long ask, bank list, --help and doctor take in a new process, and which packages they import.
 
-    Beside them: Python alone, `import torch`, `import transformers`. With --against, another version in turn.
+    Beside them: Python alone, `import torch`, `import transformers`. With --against: another version, in turns.
     """
     from remanence.bench.start import Options, run
 

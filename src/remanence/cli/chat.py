@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from remanence.session import Session
     from remanence.types import Reply
 
-HELP = "/remember TEXT stores a text · /forget ID removes one · /why shows what was recalled · /new begins anew · /quit"
+HELP = (
+    "/remember TEXT stores a text · /forget ID removes one · /why shows what was recalled · /new starts again · /quit"
+)
 
 
 def chat(
@@ -130,7 +132,7 @@ class Talk:
             self.session.forget(*rest.split())
             self._begin_anew()  # what was forgotten may stand in it
             self.reply = None
-            note("forgotten, and the conversation begins anew")
+            note("forgotten, and the conversation starts again")
         elif verb == "/why":
             if self.reply:
                 show_recalled(self.reply.recalled)
@@ -138,7 +140,7 @@ class Talk:
                 note("nothing was asked yet")
         elif verb == "/new":
             self._begin_anew()
-            note("the conversation begins anew")
+            note("the conversation starts again")
         else:
             note(f"there is no command {verb}. {HELP}" if verb != "/help" else HELP)
 

@@ -1,4 +1,4 @@
-"""The checks of `remanence doctor`, each a line with its state and the way out."""
+"""The checks of `remanence doctor`; each gives a line with a state and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXTRAS = {"pypdf": ("pdf", "reading PDF files"), "sentence_transformers": ("embe
 
 @dataclass(frozen=True)
 class Check:
-    """`fix` is what to do; "" where all is well."""
+    """One line of the report. `fix` says what to do; it is "" where nothing is wrong."""
 
     name: str
     state: State

@@ -45,7 +45,10 @@ class Question:
 
 def demo(
     bank: Annotated[
-        Path | None, typer.Option("--bank", metavar="FOLDER", help="Keep the demo's memories; else a temporary bank.")
+        Path | None,
+        typer.Option(
+            "--bank", metavar="FOLDER", help="Keep the demo's memories in this bank. Without it, the bank is temporary."
+        ),
     ] = None,
     namespace: o.NamespaceOption = o.NAMESPACE,
     model: o.ModelOption = o.MODEL,
@@ -53,7 +56,7 @@ def demo(
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """See it work: documents in, answers out, with and without memory."""
+    """Store a few documents, ask about them with and without memory, and forget one."""
     begun = time.monotonic()
     with ExitStack() as stack:
         folder = stack.enter_context(as_file(files("remanence") / "assets" / "demo"))

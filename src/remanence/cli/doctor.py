@@ -1,4 +1,4 @@
-"""`remanence doctor`: what is wrong with this environment, model and bank, and what to do about it."""
+"""`remanence doctor`: finds problems of the environment, the model and the bank, and says what to do about them."""
 
 from __future__ import annotations
 

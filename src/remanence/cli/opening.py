@@ -35,12 +35,12 @@ def open_session(
 
 
 def model_for(method: str, model: str) -> str:
-    """The bundled model has an adapter for latent memory, under a name of its own."""
+    """The model to load: for the method mplus, nano has an adapter with a name of its own."""
     return "nano-mplus" if model == "nano" and method.partition(":")[0] == "mplus" else model
 
 
 def open_bank(bank: Path, namespace: str, *, new: bool = False) -> Bank:
-    """The bank alone: no model is loaded."""
+    """Opens a bank without a model."""
     if not new:
         check_bank(bank)
     from remanence.bank import Bank

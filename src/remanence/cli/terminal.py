@@ -1,4 +1,4 @@
-"""What a command shows: text and tables for people, one JSON object for programs, progress on a terminal only."""
+"""Output of commands: text and tables for people, one JSON object for programs, progress on a terminal only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _console(file: Any) -> Console:
 
 
 def clean(text: str) -> str:
-    """Text of a document or a model as it may be shown: it cannot steer the terminal."""
+    """Text of a document or a model without the characters that control a terminal."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -73,11 +73,11 @@ def _aside(*parts: str | Text | tuple[str, str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object; indented where a person looks at it. Characters that steer a terminal are escaped."""
+    """Prints one JSON object, indented on a terminal. Characters that control a terminal are escaped."""
     indent = 2 if sys.stdout.isatty() else None
     ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent, default=_plain)
-    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    sys.stdout.write(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -112,7 +112,7 @@ def prompt(text: str, style: str = "") -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Returns if the person agrees; leaves the command if not. Nobody to ask and no --yes: InputError."""
+    """Returns if the user agrees, and ends the command if not. InputError without a terminal and without --yes."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -127,7 +127,7 @@ def confirm(question: str, yes: bool) -> None:
 
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar, or a counter without `total`, while the block runs; call what it gives with the number of steps done."""
+    """Shows a bar while the block runs (without `total`: a counter). Call the yielded function with the steps done."""
     if not sys.stderr.isatty():
         yield lambda steps: None
         return

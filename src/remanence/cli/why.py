@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def why(
     context: typer.Context,
-    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="So many answers, newest first.")] = 3,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="Show the last N answers, newest first.")] = 3,
     without: o.WithoutOption = [],  # noqa: B006 (typer copies it)
     bank: o.BankOption = o.BANK,
     namespace: o.NamespaceOption = o.NAMESPACE,
@@ -31,9 +31,9 @@ def why(
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Show what the last answers were recalled from.
+    """Show which memories the last answers came from.
 
-    With --without ID the last question is asked again, with and without that memory.
+    With --without ID, the last question is answered again, with and without that memory.
     """
     with open_bank(bank, namespace) as opened:
         found = opened.answers(1 if without else last)

@@ -24,19 +24,31 @@ if TYPE_CHECKING:
     from remanence.types import Receipt
 
 SHOWN = 5
-"""So many files that are passed over are named, the others counted."""
+"""The number of skipped files that are named; the others are only counted."""
 UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def write(
-    paths: Annotated[list[str] | None, typer.Argument(help="txt, md, jsonl, html, pdf; folders; - is stdin.")] = None,
-    cold: Annotated[bool, typer.Option("--cold", help="Store text only; memories are made when recalled.")] = False,
-    source: Annotated[str, typer.Option("--source", metavar="NAME", help="What standard input is called.")] = "stdin",
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Files (txt, md, jsonl, html, pdf) and folders; - is standard input.")
+    ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Store the texts only; a memory is computed when it is first recalled.")
+    ] = False,
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME", help="The source name of text from standard input.")
+    ] = "stdin",
     expires: Annotated[
-        str | None, typer.Option("--expires", metavar="WHEN", help="Recalled until then: 7d, 12h, 30m, 2030-01-31.")
+        str | None,
+        typer.Option(
+            "--expires", metavar="WHEN", help="Not recalled after this time: 7d, 12h, 30m from now, or 2030-01-31."
+        ),
     ] = None,
     supersedes: Annotated[
-        str | None, typer.Option("--supersedes", metavar="ID", help="The memory that this one document replaces.")
+        str | None,
+        typer.Option(
+            "--supersedes", metavar="ID", help="The memory that this document replaces; for one document only."
+        ),
     ] = None,
     bank: o.BankOption = o.BANK,
     namespace: o.NamespaceOption = o.NAMESPACE,
@@ -45,9 +57,9 @@ def write(
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Remember documents.
+    """Store documents and compute their memories.
 
-    One bad file does not lose the others: it is reported, and the exit code is 2.
+    A file that cannot be read is reported, the others are stored, and the exit code is 2.
     """
     from remanence.text.documents import read_documents
 

@@ -25,7 +25,7 @@ WEIGHTS, CONFIG = "embedder.safetensors", "embedder.json"
 
 @dataclass(frozen=True)
 class SearchHead:
-    """What ships beside a checkpoint: the layer whose input is read, and the map from it to search vectors."""
+    """The trained part: the layer whose input is read, and the linear map from it to search vectors."""
 
     layer: int
     weight_EC: Tensor

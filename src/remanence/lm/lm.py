@@ -100,7 +100,7 @@ class LM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over weights, config, tokenizer and dtype: what a stored memory is only valid for."""
+        """SHA-256 (hex) over weights, config, tokenizer and dtype. A stored memory is valid for one of them."""
         return self._fingerprint or fingerprint(self.model, self.tokenizer)
 
     @cached_property
@@ -146,28 +146,28 @@ class LM:
         return [*self.bos, *ids]
 
     def constant(self, ids: Sequence[int]) -> dict[int, KV]:
-        """Keys and values, by layer, of a text that stands in front of every prompt at positions 0, 1, 2 ...
+        """Keys and values, by layer, of a text in front of every prompt, at positions 0, 1, 2 ...
 
-        Where no gradient is asked for they are computed once for as long as the weights stay as they are.
+        Without gradients they are computed once, and again after the weights have changed.
         """
         if torch.is_grad_enabled():
             return self._keys_and_values(ids)
         version = sum(0 if p.is_inference() else p._version for p in self.model.parameters())
-        kept, keys_and_values = self._constants.get(tuple(ids), (None, {}))
-        if kept != version:
+        computed_at, keys_and_values = self._constants.get(tuple(ids), (None, {}))
+        if computed_at != version:
             keys_and_values = self._keys_and_values(ids)
             self._constants[tuple(ids)] = (version, keys_and_values)
         return keys_and_values
 
     def drop_constants(self) -> None:
-        """For weights that change without torch counting it, as fused optimizers and FSDP change them."""
+        """Call it after weights changed in a way that torch does not count, as fused optimizers and FSDP do."""
         self._constants.clear()
 
     def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:
         ids_BT = torch.tensor([ids], device=self.device)
         layers = frozenset(range(self.dims.num_layers))
-        seen = proof.capture(self.model, ids_BT, layers, role=self.reads_as)
-        return {layer: KV(shown.key_BGSD, shown.value_BGSD) for layer, shown in seen.items()}
+        records = proof.capture(self.model, ids_BT, layers, role=self.reads_as)
+        return {layer: KV(record.key_BGSD, record.value_BGSD) for layer, record in records.items()}
 
     def check_length(self, num_positions: int) -> None:
         """Raises ContextTooLong for more positions than `dims.max_positions`."""
