@@ -1,4 +1,4 @@
-"""`remanence bench NAME`: what things cost on this machine, side by side in one run."""
+"""`remanence bench NAME`: measures costs on this machine, of several systems in one run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from remanence.cli import options as o
 from remanence.cli.terminal import out, print_json, progress, say, table
 
-TokensOption = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to generate in each round.")]
+TokensOption = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to generate per round.")]
 RepeatsOption = Annotated[int, typer.Option("--repeats", metavar="N", help="Rounds; figures are their medians.")]
 ReferenceOption = Annotated[
     int, typer.Option("--reference-tokens", metavar="N", help="Tokens of each of the five references.")
@@ -30,7 +30,7 @@ def recall(
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """The same question and references: no memory, memories (in RAM, on disk, not written yet), and text."""
+    """One question without memory, with memories (in RAM, on disk, not written yet), and with references as text."""
     from remanence.bench.recall import Options, run
     from remanence.lm.lm import load
 
@@ -49,12 +49,12 @@ def bank(
     ] = 10_000,
     queries: Annotated[int, typer.Option("--queries", metavar="N", help="Questions to ask.")] = 200,
     folder: Annotated[
-        Path | None, typer.Option("--folder", metavar="FOLDER", help="Where the temporary bank is made.")
+        Path | None, typer.Option("--folder", metavar="FOLDER", help="The folder for the temporary bank.")
     ] = None,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """A bank at size: writing, searching, loading five memories; beside SQLite, NumPy and a raw memory map."""
+    """A large bank: writing, searching, loading five memories; beside SQLite, NumPy and a memory map."""
     from remanence.bench.bank import run
 
     with progress("Writing rows", total=rows) as advance:
@@ -65,15 +65,17 @@ def bank(
 @app.command("mplus")
 def mplus(
     shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano or llama-3.1-8b.")] = "nano",
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to write before asking.")] = 16_000,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", help="Tokens to write before the first question.")
+    ] = 16_000,
     repeats: RepeatsOption = 5,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """A latent pool of random weights: writing, the first token after much text, retrieval, offload."""
+    """An M+ pool of a model with random weights: writing, the first token after much text, retrieval, offload."""
     from remanence.bench.mplus import Options, run
 
-    options = Options(shape, tokens, repeats, seed)
+    options = Options(shape, tokens, repeats, seed=seed)
     with progress("Writing", total=2 * tokens) as advance:
         result = run(options, advance)
     show(result, as_json)
@@ -81,12 +83,12 @@ def mplus(
 
 @app.command("overlap")
 def overlap(
-    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Texts and their references.")] = 512,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Pairs of a text and a reference.")] = 512,
     repeats: RepeatsOption = 3,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """The filter that keeps repeated references out of training (Memory³ Eq. 6), beside the equation as written."""
+    """The filter for references that a text repeats (Memory³ Eq. 6), beside the plain equation."""
     from remanence.bench.overlap import Options, run
 
     options = Options(pairs, repeats=repeats, seed=seed)
@@ -98,23 +100,23 @@ def overlap(
 @app.command("train")
 def train(
     shape: Annotated[str, typer.Option("--shape", metavar="NAME", help="nano, 0.9b, 2b or llama-3.1-8b.")] = "nano",
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Sequences in a step.")] = 2,
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of a sequence.")] = 1024,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Sequences per step.")] = 2,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens per sequence.")] = 1024,
     repeats: RepeatsOption = 5,
     seed: o.SeedOption = o.SEED,
     as_json: o.JsonOption = False,
 ) -> None:
-    """A training step of random weights: without memory, with it, and with no gradient through the writing."""
-    from remanence.train.speed import STEPS, Options, run
+    """A training step on random weights: without memory, with it, and without gradient through the writing."""
+    from remanence.train.cost.step_time import STEPS, Options, run
 
-    options = Options(shape, rows, tokens, repeats, seed)
+    options = Options(shape, rows, tokens, repeats, seed=seed)
     with progress("Steps", total=len(STEPS) * (repeats + 1)) as advance:
         result = run(options, advance)
     show(result, as_json)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """One column per system for people, the whole object for programs."""
+    """Prints a table with one column per system, or the whole object as JSON."""
     if as_json:
         print_json(result)
         return
@@ -135,7 +137,7 @@ def show(result: dict[str, Any], as_json: bool) -> None:
 
 
 def _cell(value: float | None) -> str:
-    """Three digits that matter: 0.0213, 4.71, 1,024."""
+    """A figure with three significant digits: 0.0213, 4.71, 1,024."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
