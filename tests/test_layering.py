@@ -18,6 +18,7 @@ LAYERS = (
     ("files",),
     ("tensor_file",),
     ("provenance", "lm", "bank", "text", "data"),
+    ("measurement",),
     ("methods",),
     ("sources", "conversation"),
     ("snapshots", "ingest"),
@@ -40,6 +41,7 @@ REASON = {
     "lm": "a model must not know where memory comes from",
     "text": "text is given its bank and its embedder",
     "data": "generated data must not know who trains on it",
+    "measurement": "the envelope of results must not depend on what was measured",
     "methods": "a method is given what it recalls",
 }
 HOMES = {
@@ -119,6 +121,64 @@ def test_what_every_method_shares_knows_no_method(path):
     for name in imports(SOURCE / path):
         parts = name.split(".")
         assert parts[:2] != ["remanence", "methods"] or not names & set(parts[2:3]), f"{path} imports {name}"
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, also inside functions and for type checking.
+
+    A package's `__init__` counts where a name is imported from the package itself.
+    """
+    modules = {".".join(("remanence", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    return {
+        name: {target for target in (_module_of(dotted, modules) for dotted in imports(path)) if target}
+        for name, path in modules.items()
+    }
+
+
+def _module_of(dotted: str, modules: dict[str, Path]) -> str | None:
+    """The module that holds the name `dotted`: itself, or its longest prefix that is one."""
+    while dotted and dotted not in modules:
+        dotted = dotted.rpartition(".")[0]
+    return dotted or None
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected sets of more than one module (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for target in graph[module] - {module}:
+            if target not in index:
+                visit(target)
+            if target in stack:
+                low[module] = min(low[module], low[target])
+        if low[module] == index[module]:
+            members = stack[stack.index(module) :]
+            del stack[-len(members) :]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_no_import_circles():
+    """Also none for types alone: a circle means that its modules cannot be read one after the other."""
+    wrong = circles(module_graph())
+    assert not wrong, f"modules import each other: {wrong}"
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"e", "d"}}
+    assert circles(graph) == [["a", "b", "c"]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -70,3 +70,10 @@ def suggest(name: str, allowed: Sequence[str]) -> str:
     """A hint for a name that does not exist: the nearest one that does, and all of them."""
     near = difflib.get_close_matches(name, allowed, 1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(allowed)}"
+
+
+def check_counts(options: object, *names: str) -> None:
+    """InputError if one of these fields of `options` is below 1."""
+    for name in names:
+        if (value := getattr(options, name)) < 1:
+            raise InputError(f"{name} is {value}", "use 1 or more")

@@ -27,5 +27,5 @@ def test_it_writes_asks_and_compares(monkeypatch):
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(InputError, match="no shape is called 'nanno'"):
         mplus.Options("nanno")
-    with pytest.raises(InputError, match="at least one chunk of 128"):
+    with pytest.raises(InputError, match="less than a chunk -> use 128 or more"):
         mplus.Options(tokens=5)

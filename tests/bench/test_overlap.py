@@ -17,7 +17,7 @@ def test_both_are_measured_on_pairs_that_overlap():
     assert advanced == [1, 1]
     ours, plain = (found["results"][name]["pairs_per_second"] for name in ("filter", "by_windows"))
     assert found["ratios"]["filter_to_by_windows"] == pytest.approx(ours / plain)
-    with pytest.raises(InputError, match="count from 1"):
+    with pytest.raises(InputError, match="pairs is 0"):
         Options(pairs=0)
 
 

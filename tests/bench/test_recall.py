@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remanence.bench.recall import COLD, DISK, PLAIN, TEXT, WARM, Options, Stand, endless, references, run
+from remanence.bench.recall import COLD, DISK, PLAIN, TEXT, WARM, Options, RecallBench, references, run, without_stops
 from remanence.errors import InputError
 from remanence.lm.load import load
 
@@ -45,22 +45,22 @@ def test_bytes_of_memories(made):
 
 
 def test_cold_writes_memories_and_warm_finds_them(lm, tmp_path):
-    stand = Stand(lm, tmp_path / "bank", Options(tokens=2, reference_tokens=100))
+    bench = RecallBench(lm, tmp_path / "bank", Options(tokens=2, reference_tokens=100))
     try:
-        systems = stand.systems()
-        assert stand.warm.bank.missing_memories(stand.warm.fingerprint, stand.ids) == []
-        stand.warm.bank.drop_memories(stand.warm.fingerprint)
+        systems = bench.systems()
+        assert bench.warm.bank.missing_memories(bench.warm.fingerprint, bench.ids) == []
+        bench.warm.bank.drop_memories(bench.warm.fingerprint)
         systems[COLD]()
-        assert stand.warm.bank.missing_memories(stand.warm.fingerprint, stand.ids) == []
-        assert stand.disk.bank.stats().ram_memories == 0
+        assert bench.warm.bank.missing_memories(bench.warm.fingerprint, bench.ids) == []
+        assert bench.disk.bank.stats().ram_memories == 0
         systems[DISK]()
-        assert stand.disk.bank.stats().ram_memories == 0
+        assert bench.disk.bank.stats().ram_memories == 0
     finally:
-        stand.close()
+        bench.close()
 
 
 def test_no_token_ends_an_answer(lm):
-    same = endless(lm)
+    same = without_stops(lm)
     assert (same.eos, same.model is lm.model) == (frozenset(), True)
     assert lm.eos == {2}
     assert same.fingerprint == lm.fingerprint

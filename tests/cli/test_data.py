@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remanence.data.sequences import SequenceFolder
-from remanence.train.tokenizer import fingerprint, load_tokenizer
+from remanence.train.examples.tokenizer import fingerprint, load_tokenizer
 
 TEXTS = [" ".join(f"{name} rowed to the {place}." for place in "harbour island bridge lighthouse".split()) for name in
          "Ada Bob Cleo Dora Emil Fern".split()]  # fmt: skip
@@ -58,4 +58,4 @@ def test_bad_input_is_one_line_and_code_2(call, texts):
     (texts / "valid").mkdir()
     (texts / "valid.jsonl").rename(texts / "valid" / "valid.jsonl")
     kept = call("data", "sequences", "--data", "texts/valid", "--out", "u", model=True)
-    assert "only files that are kept for evaluation" in kept.err
+    assert "only files that are held out for evaluation" in kept.err

@@ -82,13 +82,13 @@ def test_a_retriever_that_is_not_there_is_named(call):
     [
         (["eval", "retention", "--systems", "mplas"], "no system is called 'mplas'"),
         (["eval", "retention", "--tokens", "0"], "tokens is 0"),
-        (["eval", "retention", "--plot", "curve.doc"], "is no picture"),
+        (["eval", "retention", "--plot", "curve.doc"], "is not a picture"),
         (["eval", "retention", "--distractors", "nowhere.txt", *SMALL], "nowhere.txt"),
         (["eval", "ltm-recall", "--choices", "best"], "there is no 'best'"),
         (["eval", "ltm-recall", "--drops", ""], "empty"),
         (["eval", "perplexity", "--n", "0"], "n is 0"),
         (["bench", "mplus", "--shape", "nanno"], "no shape is called 'nanno'"),
-        (["train", "nano-mplus", "--stage", "warmup"], "no stage of nano-mplus is called 'warmup'"),
+        (["train", "nano-mplus", "--stage", "warmup"], "nano-mplus has no stage 'warmup'"),
         (["ask", "Who?", "--method", "mplus", "--model", "tiny", "--bank", "b"], "no latent memory"),
     ],
 )

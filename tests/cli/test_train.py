@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
-from remanence.cli import training
 from remanence.errors import InputError
 from remanence.lm import lm as lm_module
-from remanence.train import start
+from remanence.train.core import stages
+from remanence.train.core.fields import leaves, override
+from remanence.train.memory3 import nano
 from remanence.train.recipes import RECIPES, recipe_of
-from remanence.train.recipes.override import leaves, override
 from remanence.train.recipes.sequences import warmup_nano
+from remanence.train.trainers import TRAINERS
 from tests.train.tiny_sequences import make, tiny
 
 
 def test_bad_input_is_one_line_and_code_2(call):
     for wrong, told in (
         (["nonsense"], "no recipe is called 'nonsense'"),
-        (["--stage", "nonsense"], "no stage of nano is called 'nonsense'"),
+        (["--stage", "nonsense"], "nano has no stage 'nonsense'"),
         (["--at", "70b"], "nano is not made at size '70b' -> use --at nano"),
         (["retrofit", "--dry-run", "--start", "nothing"], "the shape of 'nothing' is not known"),
         (["mplus/stage2", "--out", "nothing"], "stage2 begins with the weights of stage1, which 'nothing' does not"),
@@ -35,7 +36,7 @@ def test_every_recipe_is_made_at_its_sizes_and_has_a_kind():
         for size, function in sizes.items():
             recipe = recipe_of(name, size)
             assert recipe == function()
-            assert type(recipe) in training.kinds()
+            assert type(recipe) in TRAINERS
             assert override(recipe, []) == recipe
 
 
@@ -65,14 +66,14 @@ def test_the_log_is_shown_and_as_json_the_final_figures_alone(call, tmp_path, mo
         {"stage": "warmup", "step": 2, "loss": 2.0},
     ]
 
-    def log(*_: Any) -> None:
+    def log(*_: Any, **__: Any) -> None:
         for record in records:
             with (tmp_path / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(json.dumps(record))
 
-    monkeypatch.setattr(start, "start_run", lambda *_, **__: SimpleNamespace(sinks=()))
-    monkeypatch.setattr(start, "run_stage", log)
+    monkeypatch.setattr(nano, "start_run", lambda *_, **__: SimpleNamespace(log_sinks=(), recipe=recipe_of("nano")))
+    monkeypatch.setattr(stages, "run_stage", log)
     outcome = call("train", "--stage", "warmup", "--out", ".", *options)
     if not options:
         assert [json.loads(line) for line in outcome.out.splitlines()] == records

@@ -13,7 +13,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from remanence.cli.watching import watching
-from remanence.train import loop
+from remanence.train.core import loop
 from remanence.train.recipes.nano import nano
 from tests.train.tiny_runs import begin, smaller
 folder = Path(sys.argv[1])

@@ -14,11 +14,11 @@ from remanence.data.actions import verb
 from remanence.data.facts import HELDOUT, PRACTICE, TRAIN, distractor_passages, heldout_facts, sample_group
 from remanence.data.subjects import open_attribute
 from remanence.data.wordlists import words, words_of
-from remanence.train.corpora import is_kept
-from remanence.train.renaming import things
+from remanence.train.examples.corpora import is_heldout_word
+from remanence.train.examples.mixture import things
 
 
-def groups(split: str, count: int = 200) -> list[facts.Example]:
+def groups(split: str, count: int = 200) -> list[facts.FactGroup]:
     rng = Random(7)
     return [sample_group(rng, rng.randint(1, 5), split) for _ in range(count)]
 
@@ -116,7 +116,7 @@ def test_distractors_are_different_texts() -> None:
 
 
 def test_every_passage_says_something() -> None:
-    assert all(p.facts or p.deeds for group in groups(TRAIN, 400) for p in group.passages)
+    assert all(p.facts or p.actions for group in groups(TRAIN, 400) for p in group.passages)
 
 
 def test_verbs_that_only_training_meets_are_no_words_of_evaluation() -> None:
@@ -132,7 +132,7 @@ def test_verbs_that_only_training_meets_are_no_words_of_evaluation() -> None:
         entry
         for entry in words("verb_more")
         for form in re.findall(r"\w+", entry)
-        if form not in small and (is_kept(form) or form in things())
+        if form not in small and (is_heldout_word(form) or form in things())
     ]
 
 

@@ -18,7 +18,7 @@ from remanence.data.sequences import (
     REFERENCES,
     About,
     SequenceFolder,
-    Stored,
+    StoredSequence,
     write_about,
     write_references,
     write_sequences,
@@ -28,11 +28,15 @@ from remanence.errors import InputError
 EMPTY = About("abc" * 20, 100, 8, 4, 6, 0.9)
 
 
-def written(folder: Path, num_sequences: int = 700, num_references: int = 300) -> tuple[list[Stored], list[list[int]]]:
+def written(
+    folder: Path, num_sequences: int = 700, num_references: int = 300
+) -> tuple[list[StoredSequence], list[list[int]]]:
     rng = Random(0)
     references = [[rng.randrange(100) for _ in range(rng.randint(1, 6))] for _ in range(num_references)]
     rows = [
-        Stored(np.array([rng.randrange(100) for _ in range(8)], np.int32), [number % num_references, 0], f"t#{number}")
+        StoredSequence(
+            np.array([rng.randrange(100) for _ in range(8)], np.int32), [number % num_references, 0], f"t#{number}"
+        )
         for number in range(num_sequences)
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def test_the_same_rows_are_the_same_bytes(tmp_path) -> None:
 
 def test_another_tokenizer_and_what_is_no_folder_of_sequences_are_refused(tmp_path) -> None:
     written(tmp_path / "s", 3, 3)
-    with pytest.raises(InputError, match="of another tokenizer"):
+    with pytest.raises(InputError, match="made with another tokenizer"):
         SequenceFolder(tmp_path / "s", "def")
     for place in (tmp_path / "nothing", tmp_path, tmp_path.as_uri()):
         with pytest.raises(InputError, match="holds no finished sequences"):
@@ -123,7 +127,7 @@ def test_numbers_out_of_range_are_damage(tmp_path) -> None:
             SequenceFolder(tmp_path / "s").reference_ids(range(20))
     told["format"] = 2
     (tmp_path / "s" / ABOUT).write_text(json.dumps(told))
-    with pytest.raises(InputError, match="is of format 2, this is 1"):
+    with pytest.raises(InputError, match="has format 2, this version reads 1"):
         SequenceFolder(tmp_path / "s")
 
 

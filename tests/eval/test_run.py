@@ -1,4 +1,4 @@
-"""An exam is sat by all systems on one bank with the same hits, and its figures are means over its questions."""
+"""All systems answer the same questions on one bank with the same hits; figures are means over the questions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from dataclasses import replace
 import pytest
 
 from remanence.errors import InputError
-from remanence.eval import report
-from remanence.eval.run import Options, check_same_hits, figures, ratios, score, sit
+from remanence.eval.run import (
+    EvalRun,
+    Options,
+    check_same_hits,
+    evaluate,
+    figures,
+    ratios,
+    result,
+    score,
+    write_details,
+)
 from remanence.eval.systems import OwnContext, OwnContextConfig
-from remanence.eval.tasks.base import Item
+from remanence.eval.tasks.base import Example
 from remanence.eval.tasks.facts import Facts
 from remanence.eval.tasks.squad import Squad
 from remanence.lm.load import load
+from remanence.measurement import check_writable
 from remanence.methods import known
 from remanence.methods.base import Prompt
 from remanence.types import Recall, Reply, Usage
@@ -43,12 +53,12 @@ def facts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sat(lm, facts):
-    return sit(lm, facts, OPTIONS)
+def run(lm, facts) -> EvalRun:
+    return evaluate(lm, facts, OPTIONS)
 
 
-def test_all_systems_answer_all_questions(sat):
-    made = figures(sat)
+def test_all_systems_answer_all_questions(run):
+    made = figures(run)
     assert tuple(made) == SYSTEMS
     assert all(system["n"] == 4 and 0 <= system["f1"] <= 1 for system in made.values())
     assert "recall_at_5" not in made["plain"]
@@ -60,43 +70,43 @@ def test_all_systems_answer_all_questions(sat):
     assert made["full_context"]["recalled_chunks"] > 5
 
 
-def test_replies_are_in_the_order_of_the_questions(lm, facts, sat):
-    alone = sit(lm, facts, replace(OPTIONS, systems=("memory3",), batch_size=1))
-    assert [r.text for r in alone.replies["memory3"]] == [r.text for r in sat.replies["memory3"]]
-    for item, reply in zip(sat.exam.items, sat.replies["memory3"], strict=True):
-        assert str(item.passage) in {recall.source for recall in reply.recalled}
+def test_replies_are_in_the_order_of_the_questions(lm, facts, run):
+    alone = evaluate(lm, facts, replace(OPTIONS, systems=("memory3",), batch_size=1))
+    assert [r.text for r in alone.replies["memory3"]] == [r.text for r in run.replies["memory3"]]
+    for example, reply in zip(run.eval_set.examples, run.replies["memory3"], strict=True):
+        assert str(example.passage) in {recall.source for recall in reply.recalled}
 
 
-def test_the_same_query_recalls_the_same_for_every_system(lm, sat):
-    found = {name: [{r.id for r in reply.recalled} for reply in sat.replies[name]] for name in SYSTEMS[1:4]}
+def test_the_same_query_recalls_the_same_for_every_system(lm, run):
+    found = {name: [{r.id for r in reply.recalled} for reply in run.replies[name]] for name in SYSTEMS[1:4]}
     assert found["memory3"] == found["memory3:dense"] == found["retrieved_text"]
-    spoiled = {**sat.replies, "memory3": [replace(reply, recalled=[]) for reply in sat.replies["memory3"]]}
+    spoiled = {**run.replies, "memory3": [replace(reply, recalled=[]) for reply in run.replies["memory3"]]}
     with pytest.raises(AssertionError, match="recalled differently"):
-        check_same_hits(lm, sat.systems, sat.exam, spoiled, OPTIONS)
+        check_same_hits(lm, run.systems, run.eval_set, spoiled, OPTIONS)
 
 
-def test_the_result_is_one_json_object(lm, facts, sat):
-    result = json.loads(json.dumps(report.result(lm, facts, OPTIONS, sat)))
-    assert {"task", "n", "seed", "commit", "machine", "systems"} <= set(result)
-    assert (result["task"], result["n"], result["seed"]) == ("facts", 4, 0)
-    assert result["conditions"]["passages"] == 12
+def test_the_result_is_one_json_object(lm, facts, run):
+    report = json.loads(json.dumps(result(lm, facts, OPTIONS, run)))
+    assert list(report) == "task n seed commit machine model conditions systems ratios".split()
+    assert (report["task"], report["n"], report["seed"]) == ("facts", 4, 0)
+    assert report["conditions"]["passages"] == 12
 
 
-def test_details_are_one_line_per_question(sat, tmp_path):
-    report.write_details(sat, tmp_path / "details.jsonl")
+def test_details_are_one_line_per_question(run, tmp_path):
+    write_details(run, tmp_path / "details.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "details.jsonl").read_text().splitlines()]
-    assert [row["question"] for row in rows] == [item.question for item in sat.exam.items]
+    assert [row["question"] for row in rows] == [example.question for example in run.eval_set.examples]
     assert rows[0]["systems"]["memory3"]["hit"]
     assert rows[0]["systems"]["plain"]["recalled"] == []
     with pytest.raises(InputError, match="cannot write"):
-        report.check_writable(tmp_path / "no" / "folder.jsonl")
+        check_writable(tmp_path / "no" / "folder.jsonl")
 
 
 def test_squad_gives_full_context_the_questions_own_passage(lm, tmp_path):
     path = tmp_path / "squad.json"
     record = {"context": "The pier has 7 lamps.", "qas": [{"question": "How many lamps?", "answers": [{"text": "7"}]}]}
     path.write_text(json.dumps({"data": [{"paragraphs": [record]}]}))
-    made = figures(sit(lm, Squad(path), replace(OPTIONS, systems=("plain", "full_context"))))
+    made = figures(evaluate(lm, Squad(path), replace(OPTIONS, systems=("plain", "full_context"))))
     added = len("Reference: The pier has 7 lamps.\n") + 1  # a token per byte, and <s>
     assert made["full_context"]["prompt_tokens"] == made["plain"]["prompt_tokens"] + added
 
@@ -115,14 +125,14 @@ def reply(text: str, *recalled: Recall) -> Reply:
 
 
 def test_score_by_hand():
-    item = Item("Which door?", ("blue door", "the left door"), passage=7)
+    example = Example("Which door?", ("blue door", "the left door"), passage=7)
     hit = Recall("id", "We painted the Blue Door.", "7", 1.0)
-    made = score(item, reply("a red door", hit))
+    made = score(example, reply("a red door", hit))
     assert made["exact_match"] == 0.0
     assert made["f1"] == pytest.approx(0.5)
     assert (made["passage_recalled"], made["answer_recalled"]) == (1.0, 1.0)
-    assert score(item, reply("Left door."))["exact_match"] == 1.0
-    assert score(item, reply("", replace(hit, source="8", text="nothing")))["answer_recalled"] == 0.0
+    assert score(example, reply("Left door."))["exact_match"] == 1.0
+    assert score(example, reply("", replace(hit, source="8", text="nothing")))["answer_recalled"] == 0.0
 
 
 def test_ratios_are_over_retrieved_text():
@@ -133,8 +143,8 @@ def test_ratios_are_over_retrieved_text():
 
 
 def test_options_and_systems_that_make_no_sense_are_refused(lm, facts):
-    with pytest.raises(InputError, match="batch size is 0"):
+    with pytest.raises(InputError, match="batch_size is 0"):
         Options(SYSTEMS, batch_size=0)
     for names in ((), ("plain", "plain"), ("nothing",)):
         with pytest.raises(InputError):
-            sit(lm, facts, replace(OPTIONS, systems=names))
+            evaluate(lm, facts, replace(OPTIONS, systems=names))

@@ -32,13 +32,13 @@ def test_every_setting_has_a_line_of_help():
 
 
 def test_generated_facts_stand_in_their_passages_among_distractors():
-    exam = Facts(bank_size=30).exam(12, seed=3)
-    assert (len(exam.items), len(exam.passages)) == (12, 30)
-    assert len(set(exam.passages)) == 30
-    assert all(item.answers[0] in exam.passages[item.passage] for item in exam.items)
-    assert exam == Facts(bank_size=30).exam(12, seed=3)
-    assert exam != Facts(bank_size=30).exam(12, seed=4)
-    places = [item.passage for item in exam.items]
+    eval_set = Facts(bank_size=30).eval_set(12, seed=3)
+    assert (len(eval_set.examples), len(eval_set.passages)) == (12, 30)
+    assert len(set(eval_set.passages)) == 30
+    assert all(item.answers[0] in eval_set.passages[item.passage] for item in eval_set.examples)
+    assert eval_set == Facts(bank_size=30).eval_set(12, seed=3)
+    assert eval_set != Facts(bank_size=30).eval_set(12, seed=4)
+    places = [item.passage for item in eval_set.examples]
     assert places != sorted(places)
 
 
@@ -46,11 +46,11 @@ def test_facts_and_distractors_of_ones_own(tmp_path):
     other = {"passage": FACT["passage"], "question": "Whose code is 4417?", "answer": "Ada's"}
     facts = lines(tmp_path / "facts.jsonl", FACT, "", other)
     (tmp_path / "others.txt").write_text("One\nblock.\n\n\nAnother block.\n\nOne block.\n\nA third.")
-    exam = Facts(facts, tmp_path / "others.txt", bank_size=3).exam(500, seed=0)
-    assert sorted(exam.passages) == [FACT["passage"], "Another block.", "One block."]
-    assert [item.answers for item in exam.items] == [("4417",), ("Ada's",)]
-    assert {exam.passages[item.passage] for item in exam.items} == {FACT["passage"]}
-    assert exam.notes == {"passages": 3, "distractors": 2}
+    eval_set = Facts(facts, tmp_path / "others.txt", bank_size=3).eval_set(500, seed=0)
+    assert sorted(eval_set.passages) == [FACT["passage"], "Another block.", "One block."]
+    assert [item.answers for item in eval_set.examples] == [("4417",), ("Ada's",)]
+    assert {eval_set.passages[item.passage] for item in eval_set.examples} == {FACT["passage"]}
+    assert eval_set.notes == {"passages": 3, "distractors": 2}
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_a_bad_file_of_facts_is_refused(tmp_path, content, reason):
     path = tmp_path / "facts.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match=reason):
-        Facts(path).exam(5, seed=0)
+        Facts(path).eval_set(5, seed=0)
 
 
 def test_a_missing_and_a_binary_file_are_refused(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
-        Facts(tmp_path / "nowhere.jsonl").exam(5, seed=0)
+        Facts(tmp_path / "nowhere.jsonl").eval_set(5, seed=0)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="UTF-8"):
-        Facts(distractors=tmp_path / "binary").exam(5, seed=0)
+        Facts(distractors=tmp_path / "binary").eval_set(5, seed=0)
 
 
 @pytest.fixture
@@ -99,22 +99,22 @@ def squad(tmp_path):
 
 
 def test_squad_questions_follow_their_contexts(squad):
-    exam = Squad(squad).exam(100, seed=0)
-    assert (len(exam.items), len(exam.passages)) == (8, 4)
-    assert exam.notes == {"passages": 4, "unanswerable_not_asked": 1}
-    for item in exam.items:
+    eval_set = Squad(squad).eval_set(100, seed=0)
+    assert (len(eval_set.examples), len(eval_set.passages)) == (8, 4)
+    assert eval_set.notes == {"passages": 4, "unanswerable_not_asked": 1}
+    for item in eval_set.examples:
         harbour = item.question.rstrip("?").split("harbour ")[1].split()[0]
-        assert exam.passages[item.passage].startswith(f"Harbour {harbour} ")
-    assert ("4", "some") in {item.answers for item in exam.items}
+        assert eval_set.passages[item.passage].startswith(f"Harbour {harbour} ")
+    assert ("4", "some") in {item.answers for item in eval_set.examples}
 
 
 def test_squad_bank_size_keeps_the_questions_contexts(squad):
-    exam = Squad(squad, bank_size=1).exam(2, seed=1)
-    assert len(exam.passages) == len({item.passage for item in exam.items})
-    assert len(Squad(squad, bank_size=3).exam(1, seed=1).passages) == 3
+    eval_set = Squad(squad, bank_size=1).eval_set(2, seed=1)
+    assert len(eval_set.passages) == len({item.passage for item in eval_set.examples})
+    assert len(Squad(squad, bank_size=3).eval_set(1, seed=1).passages) == 3
 
 
 def test_squad_without_answers_is_refused(tmp_path):
     path = lines(tmp_path / "empty.json", json.dumps({"data": []}))
     with pytest.raises(InputError, match="no question"):
-        Squad(path).exam(5, seed=0)
+        Squad(path).eval_set(5, seed=0)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import remanence.lm.lm as lm_module
-from remanence.train.latent_export import export_latent
-from remanence.train.publish import check_folder
+from remanence.train.export.publish import check_folder
+from remanence.train.export.search_head import HeadRecipe
+from remanence.train.memory3.nano import export_nano, start_run
+from remanence.train.mplus.stages import export_mplus
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
-from remanence.train.retrieval import HeadRecipe
-from remanence.train.start import finish, run_stage, start_run
-from tests.train.tiny_runs import begin_latent, smaller, smaller_latent
+from tests.train.tiny_runs import begin_latent, run_stage, smaller, smaller_latent
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def test_a_model_is_described_by_its_own_log(tmp_path: Path) -> None:
     for stage in ("warmup", "continual"):
         run = start_run(recipe, None, out)
         run.log_every = 2
-        run_stage(run, stage, 2, False)  # type: ignore[arg-type]
+        run_stage(run, stage, 2)
     head = HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=5, batch=8)
-    finish(start_run(recipe, None, out), head)
+    export_nano(start_run(recipe, None, out), head)
     card = (out / "export" / "README.md").read_text()
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     told = {record["stage"]: record for record in log if "tokens" in record}
@@ -47,13 +47,13 @@ def test_a_model_is_described_by_its_own_log(tmp_path: Path) -> None:
     assert made[0]["commit"] in card
     assert {path.name for path in check_folder(out / "export")} >= {"model.safetensors", "README.md", "tokenizer.json"}
     (out / "export" / "README.md").write_text("mine")
-    finish(start_run(recipe, None, out), head)
+    export_nano(start_run(recipe, None, out), head)
     assert (out / "export" / "README.md").read_text() == "mine"
 
 
 def test_an_adapter_names_its_method_and_its_base(tmp_path: Path) -> None:
     run, _ = begin_latent(tmp_path, smaller_latent(nano_mplus()))
-    export_latent(run, tmp_path / "adapter", "tiny")  # type: ignore[arg-type]
+    export_mplus(run, tmp_path / "adapter", "tiny")  # type: ignore[arg-type]
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert '| method | "mplus" |' in card
     assert '| base | "tiny" |' in card

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from remanence.train.cost import (
+from remanence.train.core.model import build_model
+from remanence.train.core.shapes import SHAPES, Shape
+from remanence.train.cost.flops import (
     MemoryShape,
     break_even,
     forward_flops,
@@ -16,8 +18,6 @@ from remanence.train.cost import (
     training_flops,
     write_flops,
 )
-from remanence.train.model import build_model
-from remanence.train.shapes import SHAPES, Shape
 
 MEMORY = MemoryShape()
 TERA = 1e12

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from remanence.errors import InputError
-from remanence.train.curves import draw, read_log
+from remanence.train.core.curves import draw, read_log
 
 
 def test_a_log_becomes_a_picture(tmp_path: Path) -> None:

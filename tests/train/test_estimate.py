@@ -9,14 +9,14 @@ import pytest
 
 import remanence as rm
 from remanence.lm.lora import add_roles, role_parameters
-from remanence.train import loop
-from remanence.train.cost import PEAK_FLOPS, MemoryShape, training_flops
-from remanence.train.estimate import USE, estimate, state_bytes
+from remanence.train.core import loop
+from remanence.train.core.shapes import SHAPES, MemoryShape
+from remanence.train.cost.estimate import USE, estimate, state_bytes
+from remanence.train.cost.flops import PEAK_FLOPS, training_flops
 from remanence.train.recipes import recipe_of
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_text import nano_text
 from remanence.train.recipes.retrofit import retrofit
-from remanence.train.shapes import SHAPES
 from tests.train.tiny_runs import begin, smaller
 
 

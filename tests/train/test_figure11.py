@@ -10,19 +10,19 @@ import pytest
 
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
-from remanence.train import figure11, memory, plain, start
-from remanence.train.corpora import Corpora
+from remanence.train.examples.corpora import Corpora
+from remanence.train.memory3 import continual, figure11, nano, warmup
 from remanence.train.recipes.nano_text import nano_text
 from tests.train.tiny_runs import PARAGRAPHS, smaller
 
 
 def test_every_stage_is_trained_once_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
-    for module in (memory, plain):
+    for module in (continual, warmup):
         monkeypatch.setattr(module, "ENDS_ROWS", 4)
     monkeypatch.setattr(figure11, "ENDS_ROWS", 4)
     monkeypatch.setattr(
-        start, "load_or_skip", lambda *given: Corpora(paragraphs=PARAGRAPHS, kept_paragraphs=PARAGRAPHS)
+        nano, "load_or_skip", lambda *given: Corpora(paragraphs=PARAGRAPHS, heldout_paragraphs=PARAGRAPHS)
     )
     recipe = smaller(nano_text())
     short = {part: (replace(getattr(recipe, part)[0], num_steps=25),) for part in ("warmup", "continual")}

@@ -12,17 +12,18 @@ import pytest
 import torch
 
 import remanence as rm
-from remanence.cli.training import Wanted, train_latent
 from remanence.errors import InputError
 from remanence.lm.lora import adapter, add_roles
 from remanence.methods.mplus.method import MPlus, MPlusConfig
-from remanence.train import checkpoint, latent_tasks
-from remanence.train.corpora import Corpora
-from remanence.train.estimate import estimate
-from remanence.train.latent_run import trained_parameters
-from remanence.train.latent_start import begin_after, start_latent_run
-from remanence.train.latent_tasks import step_loss
-from remanence.train.live import LivePrefix
+from remanence.train.core import checkpoint
+from remanence.train.core.stages import TrainArgs, train_recipe
+from remanence.train.cost.estimate import estimate
+from remanence.train.examples.corpora import Corpora
+from remanence.train.mplus import steps
+from remanence.train.mplus.run import trained_parameters
+from remanence.train.mplus.stages import TRAINER, begin_after, start_mplus_run
+from remanence.train.mplus.steps import step_loss
+from remanence.train.mplus.trainable_prefix import TrainablePrefix
 from remanence.train.recipes import RECIPES, recipe_of
 from remanence.train.recipes.nano_mplus import MPlusRecipe, Stream, nano_mplus
 from tests.train.tiny_runs import PARAGRAPHS, smaller_latent
@@ -35,20 +36,19 @@ def tiny(name: str, **fields: Any) -> MPlusRecipe:
     return replace(made, projector_documents=0 if made.after else 8, num_steps=3, **fields)
 
 
-def wanted(name: str, out: Path, **others: Any) -> Wanted:
-    given = {"stage": "all", "data": None, "steps": None, "start": None, "resume": False}
-    return Wanted(name, out=out, skip_damaged=False, compiled=False, **{**given, **others})
+def wanted(name: str, out: Path, **others: Any) -> TrainArgs:
+    return TrainArgs(name, **{"stage": "all", "out": out, **others})
 
 
 def test_each_stage_goes_on_from_the_one_before(tmp_path: Path):
     with pytest.raises(InputError, match=r"stage2 begins with the weights of stage1, which .* does not hold"):
-        train_latent(tiny("mplus/stage2"), wanted("mplus/stage2", tmp_path))
+        train_recipe(TRAINER, tiny("mplus/stage2"), wanted("mplus/stage2", tmp_path))
     for name in ("mplus/stage1", "mplus/stage2", "mplus/stage3"):
-        train_latent(tiny(name), wanted(name, tmp_path))
+        train_recipe(TRAINER, tiny(name), wanted(name, tmp_path))
     told = json.loads((tmp_path / "run.json").read_text())
     assert [entry["stage"] for entry in told] == ["stage1", "stage2", "stage3"]
     before = checkpoint.load(tmp_path / "stage2")
-    run = start_latent_run(tiny("mplus/stage3"), "tiny", None, tmp_path)
+    run = start_mplus_run(tiny("mplus/stage3"), "tiny", None, tmp_path)
     begin_after(run, "stage2")
     assert run.step == 0
     assert all(torch.equal(weight, run.optimizer.masters[name]) for name, weight in before.weights.items())
@@ -61,14 +61,14 @@ def test_each_stage_goes_on_from_the_one_before(tmp_path: Path):
 
 def test_a_stage_with_a_smaller_pool_keeps_the_newest_rows(tmp_path: Path):
     first = tiny("mplus/stage1")
-    train_latent(first, wanted("mplus/stage1", tmp_path))
+    train_recipe(TRAINER, first, wanted("mplus/stage1", tmp_path))
     pool_LNC = checkpoint.load(tmp_path / "stage1").tensors["pool/row_LNC"]
     method = {**first.method, "pool_blocks": 3}
-    run = start_latent_run(tiny("mplus/stage2", method=method), "tiny", None, tmp_path)
+    run = start_mplus_run(tiny("mplus/stage2", method=method), "tiny", None, tmp_path)
     begin_after(run, "stage1")
     assert torch.equal(run.pool.row_LNC, pool_LNC[:, -24:])
     assert run.pool.born_LN.shape == (2, 24)
-    larger = start_latent_run(tiny("mplus/stage2", method={**method, "pool_blocks": 5}), "tiny", None, tmp_path)
+    larger = start_mplus_run(tiny("mplus/stage2", method={**method, "pool_blocks": 5}), "tiny", None, tmp_path)
     with pytest.raises(InputError, match="has 32 rows, stage2 asks for 40"):
         begin_after(larger, "stage1")
 
@@ -86,7 +86,7 @@ def test_long_documents_are_written_chunk_by_chunk_and_as_the_authors_do_without
         streams=(Stream(1.0, (300, 320), 12),),
     )
     recipe = tiny("mplus/stage1", stages=(phase,), sentence_tokens=64, past_writes=0, look_layers=())
-    run = start_latent_run(replace(recipe, method={**recipe.method, "long_blocks": 0}), "tiny", None, tmp_path)
+    run = start_mplus_run(replace(recipe, method={**recipe.method, "long_blocks": 0}), "tiny", None, tmp_path)
     run.corpora = Corpora(paragraphs=PARAGRAPHS)
     for step in range(2):  # B of every adapter is zero at first
         run.optimizer.drop_gradients()
@@ -104,18 +104,16 @@ def test_a_stage_without_slots_reads_no_long_term_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_blocks: int
 ):
     """Its pool drops rows all the same, and a revisit finds them there."""
-    made: list[LivePrefix] = []
+    made: list[TrainablePrefix] = []
 
-    class AttentionRecord(LivePrefix):
+    class AttentionRecord(TrainablePrefix):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             made.append(self)
 
-    monkeypatch.setattr(latent_tasks, "LivePrefix", AttentionRecord)
+    monkeypatch.setattr(steps, "TrainablePrefix", AttentionRecord)
     recipe = tiny("mplus/stage1", past_writes=0, look_layers=())
-    run = start_latent_run(
-        replace(recipe, method={**recipe.method, "long_blocks": long_blocks}), "tiny", None, tmp_path
-    )
+    run = start_mplus_run(replace(recipe, method={**recipe.method, "long_blocks": long_blocks}), "tiny", None, tmp_path)
     phase = replace(recipe.stages[0], documents=8, full=0.0, long=0.0, revisit=1.0)
     for step in range(2):
         loss, _ = step_loss(run, phase, Random(f"y {step}"))

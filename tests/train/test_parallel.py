@@ -12,7 +12,7 @@ import torch
 
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
-from remanence.train import loop, parallel
+from remanence.train.core import loop, parallel
 from tests.train.tiny_sequences import make
 from tests.train.two_processes import STEPS, begin_any, pass_through, run
 
@@ -58,5 +58,5 @@ def test_one_process_is_all_there_is() -> None:
 
 def test_rows_that_are_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "size", lambda: 3)
-    with pytest.raises(InputError, match="2 rows cannot be dealt out to 3 processes"):
+    with pytest.raises(InputError, match="2 examples cannot be divided among 3 processes"):
         parallel.own([1, 2])

@@ -16,7 +16,7 @@ import pytest
 
 from remanence.errors import InputError
 from remanence.lm.folders import ASSETS
-from remanence.train.publish import check_folder, push
+from remanence.train.export.publish import check_folder, push
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def write(name: str, text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (write("pytorch_model.bin", ""), "'pytorch_model.bin' in .* is none of .json, .safetensors"),
-        (write("modeling_nano.py", ""), "is none of"),
-        (write("log.jsonl", ""), "is none of"),
+        (write("pytorch_model.bin", ""), "'pytorch_model.bin' in .* has another suffix than .json, .safetensors"),
+        (write("modeling_nano.py", ""), "has another suffix"),
+        (write("log.jsonl", ""), "has another suffix"),
         (write("warmup/progress.json", "{}"), "'warmup/progress.json' in .* belongs to a training run"),
         (write("run.json", "[]"), "belongs to a training run"),
         (write("token.txt", ""), "looks like a secret"),
@@ -82,7 +82,7 @@ def test_an_adapter_of_a_folder_of_this_machine_is_refused(
         (folder / "read" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": fit}))
         assert len(check_folder(folder)) == 6
     (folder / "read" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    with pytest.raises(InputError, match=r"'read/adapter_config.json' in .* names as its base .*, a folder of this ma"):
+    with pytest.raises(InputError, match=r"'read/adapter_config.json' in .* names as its base .*, a local folder"):
         push(folder, "ada/nano")
     (folder / "read" / "adapter_config.json").unlink()
     (folder / "remanence.json").write_text(json.dumps({"adapter": {"base": base}}))
@@ -145,18 +145,18 @@ def test_public_is_said_of_a_model_that_is(
     assert Hub.private is is_private
     assert any("/commit/" in asked for asked in Hub.asked), Hub.asked
     if code:
-        assert "ada/nano is uploaded, but the Hub keeps it private" in done.stderr
+        assert "ada/nano is uploaded, but it is still private" in done.stderr
     else:
         assert json.loads(done.stdout)["public"] is not is_private
 
 
 def test_names_and_folders_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
     for name in ("nano", "a/b/c", "", "ada/na no"):
-        with pytest.raises(InputError, match="is no name of a model on the Hub"):
+        with pytest.raises(InputError, match="is not the name of a model on the Hub"):
             push(folder, name)
     with pytest.raises(InputError, match="there is no folder"):
         push(tmp_path / "nothing", "ada/nano")
-    with pytest.raises(InputError, match="nothing is sent while HF_HUB_OFFLINE is set"):
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, so nothing is uploaded"):
         push(folder, "ada/nano")
 
 

@@ -13,11 +13,11 @@ import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.lm import attention, proof
 from remanence.lm.load import load
-from remanence.train import loop
-from remanence.train.export import export
-from remanence.train.model import build_model
+from remanence.train.core import loop
+from remanence.train.core.model import build_model
+from remanence.train.export.model import export
+from remanence.train.memory3.nano import load_model
 from remanence.train.recipes.nano import nano
-from remanence.train.start import load_model
 from tests.train.tiny_runs import SHAPE, begin, losses, smaller
 
 NORMED = replace(SHAPE, qk_norm=True)
@@ -74,5 +74,5 @@ def test_a_checkpoint_from_before_the_field_goes_on(tmp_path: Path) -> None:
     loop.resume(run, task)
     assert (run.step, run.spikes) == (1, 0)
     normed, task = begin(tmp_path, replace(recipe, shape=NORMED), "warmup")
-    with pytest.raises(InputError, match="the weights are another model's"):
+    with pytest.raises(InputError, match="the weights belong to another model"):
         loop.resume(normed, task)

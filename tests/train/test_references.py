@@ -9,7 +9,7 @@ import pytest
 from remanence.errors import InputError
 from remanence.lm.tiny import byte_tokenizer
 from remanence.text.words import terms
-from remanence.train.references import Cutting, Text, find_references, hidden, lay_out
+from remanence.train.examples.references import Cutting, Text, find_references, hidden, lay_out
 from tests.reference.references import references
 
 WORDS = "harbour boat keeper lantern storm letter garden bridge winter market".split()

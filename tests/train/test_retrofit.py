@@ -24,18 +24,26 @@ from remanence.methods.base import Prompt
 from remanence.methods.memory3.layout import Group
 from remanence.session import Session
 from remanence.sources import BankSource
-from remanence.train import loop
-from remanence.train.chat_rows import Asked, ChatBatch, Texts
-from remanence.train.corpora import Corpora
+from remanence.train.core import loop
+from remanence.train.examples.chat import ChatBatch, ChatExamples, ChatQuestion
+from remanence.train.examples.corpora import Corpora
+from remanence.train.examples.retrofit import answer_ids, draw_questions, draw_text_examples, pack_questions, pack_texts
+from remanence.train.export.search_head import HeadRecipe
+from remanence.train.finetune.model import selected_logits
+from remanence.train.finetune.retrofit import (
+    RetrofitRun,
+    evaluate,
+    export_retrofit,
+    read,
+    read_losses,
+    retrofit_task,
+    start_retrofit_run,
+)
+from remanence.train.memory3.nano import export_nano, start_run
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.retrofit import RetrofitRecipe
-from remanence.train.retrieval import HeadRecipe
-from remanence.train.retrofit import RetrofitRun, continual, evaluate, logits_at, read, read_losses
-from remanence.train.retrofit_rows import answer_ids, draw_questions, draw_texts, pack_questions, pack_texts
-from remanence.train.retrofit_start import export_retrofit, run_retrofit, start_retrofit_run
-from remanence.train.start import finish, run_stage, start_run
 from tests.lm.families import build
-from tests.train.tiny_runs import PARAGRAPHS, smaller
+from tests.train.tiny_runs import PARAGRAPHS, run_stage, smaller
 
 NAMES = ["Ada", "Bob", "Cleo", "Dora"]
 COLOURS = ["red", "blue", "green", "black", "white", "pink", "grey", "gold"]
@@ -112,7 +120,7 @@ def begin(folder: Path, recipe: RetrofitRecipe) -> RetrofitRun:
 
 
 def train(run: RetrofitRun, num_steps: int = 40, until: int | None = None) -> None:
-    loop.train(run, replace(continual(run, num_steps), ends=loop.nothing), until or num_steps)
+    loop.train(run, replace(retrofit_task(run, num_steps), ends=loop.nothing), until or num_steps)
 
 
 def asked(run: RetrofitRun) -> tuple[ChatBatch, ChatBatch]:
@@ -145,7 +153,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, bases: Path,
     train(uninterrupted, 8)
     train(begin(tmp_path / "b", recipe), 8, until=5)
     second = begin(tmp_path / "b", recipe)
-    task = replace(continual(second, 8), ends=loop.nothing)
+    task = replace(retrofit_task(second, 8), ends=loop.nothing)
     loop.resume(second, task)
     assert second.step == 5
     loop.train(second, task, 8)
@@ -166,12 +174,12 @@ def test_what_comes_out_reads_from_a_bank_as_training_did(
     tmp_path: Path, bases: Path, family: str, whole: bool, roles: Any
 ):
     run = begin(tmp_path / "run", recipe_for(bases, family, whole, roles=roles, memory_layers=(0, 2)))
-    run_retrofit(run, 4, False)
+    run_stage(run, "continual", 4)
     export_retrofit(begin(tmp_path / "run", run.recipe), tmp_path / "made")
     lm, base = rm.load(tmp_path / "made"), rm.load(bases / family)
     assert (lm.fingerprint == base.fingerprint) is (not whole and roles == ("read",))
     text, question = "The cat of Ada is pink .", "What colour is the cat of Ada ?"
-    batch = pack_questions(run.lm, Texts([text], [Asked(asks(question), "pink", "", (0,))]), run.recipe)
+    batch = pack_questions(run.lm, ChatExamples([text], [ChatQuestion(asks(question), "pink", "", (0,))]), run.recipe)
     run.lm.model.eval()
     run.lm.drop_constants()
     with torch.no_grad():
@@ -203,7 +211,7 @@ def test_steps_without_memory_keep_the_model_near_its_base(tmp_path: Path, bases
     nats = {}
     for every in (0, 2):
         run = begin(tmp_path / str(every), recipe_for(bases, whole=whole, plain_every=every, plain_weight=3.0))
-        ids_BT = pack_texts(run.lm, draw_texts(Random(0), run.recipe, CORPORA.paragraphs), run.recipe).ids_BT
+        ids_BT = pack_texts(run.lm, draw_text_examples(Random(0), run.recipe, CORPORA.paragraphs), run.recipe).ids_BT
         with torch.no_grad():
             before_BTV = run.lm.forward(ids_BT).log_softmax(-1)
         train(run, 30)
@@ -232,7 +240,7 @@ def test_logits_of_chosen_positions_are_the_models_own(family: str):
     ids_BT = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0))
     index_N = torch.tensor([2, 8, 12, 20, 26])
     with torch.no_grad():
-        found_NV = logits_at(lm, ids_BT, index_N, None, None)
+        found_NV = selected_logits(lm, ids_BT, index_N, None, None)
         every_BTV = lm.forward(ids_BT)
     assert torch.allclose(found_NV, every_BTV.flatten(0, 1)[index_N], atol=1e-5)
 
@@ -249,13 +257,18 @@ def test_both_roles_are_trained_and_the_base_is_not(tmp_path: Path, bases: Path)
 def test_rows_are_the_models_own_prompts(bases: Path):
     for family, rendered in (("llama", "User : What colour ? Bot :"), ("gpt_neox", "What colour ?")):
         lm = rm.load(bases / family)
-        batch = pack_questions(lm, Texts(["The cat is red ."], [Asked(asks("What colour ?"), "red", "", (0,))]), RECIPE)
+        batch = pack_questions(
+            lm, ChatExamples(["The cat is red ."], [ChatQuestion(asks("What colour ?"), "red", "", (0,))]), RECIPE
+        )
         ids = batch.ids_BT[0].tolist()
         assert lm.decode(ids) == f"{rendered} red"
         assert (ids[0] == 1) is (family == "llama")
         assert ids[-1] == 2, "an answer has an end"
         told = pack_questions(
-            lm, Texts(["The cat is red ."], [Asked(asks("What ?"), "red", "", (0,))]), RECIPE, as_text=True
+            lm,
+            ChatExamples(["The cat is red ."], [ChatQuestion(asks("What ?"), "red", "", (0,))]),
+            RECIPE,
+            as_text=True,
         )
         assert told.references == []
         assert lm.decode(told.ids_BT[0].tolist()).startswith("Reference : The cat is red .")
@@ -276,7 +289,7 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, bases: Path):
         (replace(recipe, base=""), "no model to begin with -> give --start"),
         (replace(recipe, base="nano-mplus"), "'nano-mplus' is an adapter of 'nano', not a model"),
         (replace(recipe, base="nothing"), "cannot be loaded"),
-        (replace(recipe, memory_layers=(1, 7)), "has no layer 7 -> name some of 0 to 2"),
+        (replace(recipe, memory_layers=(1, 7)), "has no layer 7 -> its layers are 0 to 2"),
         (replace(recipe, lora=LoraConfig(targets=("nothing",))), "has none of nothing"),
     ):
         with pytest.raises(InputError, match=told):
@@ -292,14 +305,14 @@ def test_a_warm_up_of_nano_becomes_a_model_and_gets_memory(tmp_path: Path, monke
     monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
     recipe, folder = replace(smaller(nano()), stages=("warmup", "export")), tmp_path / "nano"
     with pytest.raises(InputError, match="holds no checkpoint of continual or warmup"):
-        finish(start_run(recipe, None, folder))
+        export_nano(start_run(recipe, None, folder))
     run_stage(start_run(recipe, None, folder), "warmup", 3, False)
-    finish(start_run(recipe, None, folder), HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=2))
+    export_nano(start_run(recipe, None, folder), HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=2))
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["of"] == "warmup"
     made = replace(RECIPE, base=str(folder / "export"), passages=(1, 2), squad=0.0, plain_every=2)
     run = start_retrofit_run(made, None, tmp_path / "run")
     run.corpora = Corpora(paragraphs=PARAGRAPHS)
-    run_retrofit(run, 3, False)
+    run_stage(run, "continual", 3)
     export_retrofit(run, tmp_path / "run" / "retrofit")
     lm = rm.load(tmp_path / "run" / "retrofit")
     assert methods.load("memory3", lm).config.kept_tokens == 8

@@ -16,11 +16,13 @@ import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.lm.decode import decode
 from remanence.methods.memory3.method import Group, Memory3
-from remanence.train import loop, memory, samples
-from remanence.train.loop import Run, Task
+from remanence.train.core import loop
+from remanence.train.core.loop import Run, Task
+from remanence.train.examples.mixture import facts_example
+from remanence.train.memory3 import samples
+from remanence.train.memory3.continual import paper_config, reading_model
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_mplus import nano_mplus
-from remanence.train.rows import facts_row
 from tests.train.tiny_runs import begin, begin_latent, losses, smaller, smaller_latent
 
 
@@ -31,12 +33,12 @@ def _unproven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_answers_are_those_of_greedy_decoding_with_the_same_memories(tmp_path: Path) -> None:
     run: Any = begin(tmp_path, smaller(nano()), "warmup")[0]
-    lm = memory.reading_model(run)
-    found = samples.from_memories(run, lm, 4)["samples"]
+    lm = reading_model(run)
+    found = samples.sample_with_memories(lm, run.encoder, run.recipe, 4)["samples"]
     assert len(found) == samples.QUESTIONS
-    rng, method = Random(f"{run.recipe.seed} samples"), Memory3(memory.configured(lm, 4))
+    rng, method = Random(f"{run.recipe.seed} samples"), Memory3(paper_config(lm, 4))
     for sample in found:
-        row = facts_row(rng, samples.PASSAGES, "heldout")
+        row = facts_example(rng, samples.PASSAGES, "heldout")
         assert (sample["question"], sample["gold"]) == row.pairs[0]
         ids = [run.encoder.bos, *run.encoder(f"Question: {sample['question']}\nAnswer:")[0]]
         with torch.no_grad():
@@ -46,7 +48,7 @@ def test_answers_are_those_of_greedy_decoding_with_the_same_memories(tmp_path: P
         assert sample["answer"] == answer.text.strip()
 
 
-def warm_up(folder: Path, **fields: Any) -> tuple[Run, Task]:
+def warmup(folder: Path, **fields: Any) -> tuple[Run, Task]:
     return begin(folder, replace(smaller(nano()), **fields), "warmup")
 
 
@@ -55,12 +57,12 @@ def continual(folder: Path, **fields: Any) -> tuple[Run, Task]:
     return begin(folder, replace(smaller(nano()), **fields), "continual")
 
 
-def latent(folder: Path, **fields: Any) -> tuple[Run, Task]:
+def mplus(folder: Path, **fields: Any) -> tuple[Run, Task]:
     torch.manual_seed(0)  # adapters are drawn before a run seeds the generator
     return begin_latent(folder, replace(smaller_latent(nano_mplus()), **fields))
 
 
-@pytest.mark.parametrize("make", [warm_up, continual, latent], ids=["warmup", "continual", "latent"])
+@pytest.mark.parametrize("make", [warmup, continual, mplus], ids=["warmup", "continual", "latent"])
 def test_a_run_that_is_looked_at_is_the_run_that_is_not(tmp_path: Path, make: Callable[..., tuple[Run, Task]]) -> None:
     alone = losses(*make(tmp_path / "alone"), 3)
     run, task = make(tmp_path / "seen", eval_every=1, sample_every=1)
@@ -72,7 +74,7 @@ def test_a_run_that_is_looked_at_is_the_run_that_is_not(tmp_path: Path, make: Ca
 
 
 def test_how_often_is_checked(tmp_path: Path) -> None:
-    assert warm_up(tmp_path)[1].sample_every == 1000, "with every evaluation"
-    assert warm_up(tmp_path, sample_every=0)[1].sample_every == 0
+    assert warmup(tmp_path)[1].sample_every == 1000, "with every evaluation"
+    assert warmup(tmp_path, sample_every=0)[1].sample_every == 0
     with pytest.raises(InputError, match="sample_every is -1"):
         replace(nano(), sample_every=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remanence.train.schedule import FLOOR, rate_at
+from remanence.train.core.schedule import FLOOR, rate_at
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from remanence.errors import InputError
 from remanence.lm.lm import LM
 from remanence.lm.tiny import byte_tokenizer, tiny_model
 from remanence.methods.memory3.method import Group, Memory3, paper
-from remanence.train.sequences import Sequences, sequence_loss
+from remanence.train.examples.sequences import Sequences
+from remanence.train.memory3.sequences import sequence_loss
 
 CHUNK, CHUNKS = 8, 7
 

@@ -8,11 +8,17 @@ from random import Random
 import pytest
 
 import remanence as rm
-from remanence.train.corpora import Corpora
-from remanence.train.documents import MPlusDocument, Sentence
+from remanence.train.examples.corpora import Corpora
+from remanence.train.examples.documents import MPlusDocument, Sentence
+from remanence.train.examples.mixture import Encoder
+from remanence.train.examples.streams import (
+    draw_streams,
+    last_chunk_only,
+    split_at_random,
+    split_document,
+    surviving_rows,
+)
 from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe, Stream
-from remanence.train.rows import Encoder
-from remanence.train.streams import alone, draw_streams, split_at_random, split_document, survivors
 from tests.train.tiny_runs import PARAGRAPHS
 
 ENCODER = Encoder(rm.load("tiny").tokenizer)
@@ -76,16 +82,16 @@ def test_documents_of_a_step_are_of_one_stream_and_streams_have_their_shares():
 def test_what_is_read_alone_has_one_chunk_unless_it_asks_for_another():
     text = MPlusDocument([[1], [2]], [Sentence([3], [1], None)])
     asks = MPlusDocument([[1], [2]], [Sentence([3], [1], 0)])
-    assert alone([text])[0].chunks == [[2]]
-    assert alone([text, asks]) == [text, asks]
+    assert last_chunk_only([text])[0].chunks == [[2]]
+    assert last_chunk_only([text, asks]) == [text, asks]
 
 
 def test_rows_of_many_chunks_leave_as_they_would_leave_a_pool():
-    assert survivors(Random(0), 4, 8, 32) == list(range(32)), "all have room"
-    left = survivors(Random(0), 40, 8, 32)
+    assert surviving_rows(Random(0), 4, 8, 32) == list(range(32)), "all have room"
+    left = surviving_rows(Random(0), 40, 8, 32)
     assert left == sorted(set(left))
     assert len(left) <= 32
     assert left[-8:] == list(range(312, 320)), "the newest are whole"
-    ages = [320 - row for seed in range(50) for row in survivors(Random(seed), 40, 8, 32)]
+    ages = [320 - row for seed in range(50) for row in surviving_rows(Random(seed), 40, 8, 32)]
     newer, older = (sum(low <= age < low + 64 for age in ages) for low in (1, 65))
     assert newer > 2 * older > 0

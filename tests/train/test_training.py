@@ -18,21 +18,22 @@ from safetensors.torch import load_file, save_file
 import remanence.lm.lm as lm_module
 from remanence.errors import InputError
 from remanence.lm.load import load
-from remanence.train import checkpoint, loop, memory, plain
-from remanence.train.corpora import Corpora
-from remanence.train.export import export
-from remanence.train.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
-from remanence.train.plain import ModelRun, warm_up
-from remanence.train.recipes.nano import Phase, Recipe, nano
-from remanence.train.retrieval import HeadRecipe
-from remanence.train.rows import book_row
-from remanence.train.start import finish, load_or_train_tokenizer, run_stage, start_run
-from tests.train.tiny_runs import SHAPE, begin, losses, smaller
+from remanence.train.core import checkpoint, loop
+from remanence.train.core.losses import ANSWER, TEXT, answer_losses, exact_answers, targets
+from remanence.train.examples.corpora import Corpora
+from remanence.train.examples.mixture import book_example
+from remanence.train.export.model import export
+from remanence.train.export.search_head import HeadRecipe
+from remanence.train.memory3 import continual, warmup
+from remanence.train.memory3.nano import export_nano, load_or_train_tokenizer, start_run
+from remanence.train.memory3.warmup import NanoRun, warmup_task
+from remanence.train.recipes.nano import NanoPhase, NanoRecipe, nano
+from tests.train.tiny_runs import SHAPE, begin, losses, run_stage, smaller
 
-TINY = Recipe(
+TINY = NanoRecipe(
     shape=SHAPE,
-    warmup=(Phase(6, 4, 96, (1, 1), 1, drill=0.3), Phase(6, 4, 128, (1, 2), 2)),
-    continual=(Phase(4, 3, 64, (1, 2), 1, slots=None, plain_tokens=96), Phase(4, 3, 64, (2, 2), 2, slots=4)),
+    warmup=(NanoPhase(6, 4, 96, (1, 1), 1, drill=0.3), NanoPhase(6, 4, 128, (1, 2), 2)),
+    continual=(NanoPhase(4, 3, 64, (1, 2), 1, slots=None, plain_tokens=96), NanoPhase(4, 3, 64, (2, 2), 2, slots=4)),
     tokenizer_groups=40,
     warmup_steps=2,
 )
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, place: Path, recipe: Recipe = TINY) -> ModelRun:
+def start(folder: Path, place: Path, recipe: NanoRecipe = TINY) -> NanoRun:
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "tokenizer").exists():
         (place / "tokenizer").symlink_to(folder / "tokenizer")
@@ -55,14 +56,14 @@ def start(folder: Path, place: Path, recipe: Recipe = TINY) -> ModelRun:
     return run
 
 
-def weights(run: ModelRun) -> dict[str, torch.Tensor]:
+def weights(run: NanoRun) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
 
 def test_ten_steps_lower_the_loss(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = replace(TINY, warmup=(Phase(12, 4, 96, (1, 1), 1),), other_lr=1e-2)
+    recipe = replace(TINY, warmup=(NanoPhase(12, 4, 96, (1, 1), 1),), other_lr=1e-2)
     run = start(folder, tmp_path / "a", recipe)
-    loop.train(run, warm_up(run), 12)
+    loop.train(run, warmup_task(run), 12)
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss_text"] < log[0]["loss_text"] - 0.2
     assert log[-1]["step"] == 12
@@ -71,10 +72,10 @@ def test_ten_steps_lower_the_loss(folder: Path, tmp_path: Path, capsys: pytest.C
 
 def test_resume_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
     whole, first = start(folder, tmp_path / "whole"), start(folder, tmp_path / "parts")
-    loop.train(whole, warm_up(whole), 8)
-    loop.train(first, warm_up(first), 5)
+    loop.train(whole, warmup_task(whole), 8)
+    loop.train(first, warmup_task(first), 5)
     second = start(folder, tmp_path / "parts")
-    task = warm_up(second)
+    task = warmup_task(second)
     loop.resume(second, task)
     assert second.step == 5
     loop.train(second, task, 8)
@@ -105,8 +106,8 @@ def test_continual_stage_follows_and_resumes(folder: Path, tmp_path: Path) -> No
 @pytest.mark.usefixtures("_unproven")
 def test_a_control_run_never_sees_a_passage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage(start(folder, tmp_path / "a"), "warmup", 2, False)
-    monkeypatch.setattr(memory, "read_memories", None)
-    monkeypatch.setattr(memory, "plain_batch", None)
+    monkeypatch.setattr(continual, "read_memories", None)
+    monkeypatch.setattr(continual, "context_batch", None)
     run = start(folder, tmp_path / "a")
     run_stage(run, "control", 4, False)
     assert run.step == 4
@@ -119,20 +120,20 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(
 ) -> None:
     names = ["Ada", "Bob", "Cleo", "Dora", "Emil", "Fern", "Gus", "Hal"]
     paragraphs = [f"{name} went to the harbour with {other} to see the boats." for name in names for other in names]
-    corpora = Corpora(paragraphs=paragraphs, kept_paragraphs=paragraphs[:30])
-    phase = Phase(4, 3, 64, (2, 2), 1, books=1.0, slots=4)
+    corpora = Corpora(paragraphs=paragraphs, heldout_paragraphs=paragraphs[:30])
+    phase = NanoPhase(4, 3, 64, (2, 2), 1, books=1.0, slots=4)
     recipe = replace(TINY, warmup=(phase,), continual=(phase,), plain_every=0, whole_every=0, text_stride=1)
     recipe = replace(recipe, eval_every=2)
-    row = book_row(Random(0), paragraphs, 2)
-    assert all(text in paragraphs and text not in row.plain for text in row.references)
+    row = book_example(Random(0), paragraphs, 2)
+    assert all(text in paragraphs and text not in row.text for text in row.references)
     run = start(folder, tmp_path / "a", recipe)
     with pytest.raises(InputError, match="trained on books"):
         run_stage(run, "warmup", 2, False)
     run.corpora, run.log_every = corpora, 1
     run_stage(run, "warmup", 2, False)
     run.step = 0
-    monkeypatch.setattr(memory, "ENDS_ROWS", 40)
-    monkeypatch.setattr(plain, "ENDS_ROWS", 40)
+    monkeypatch.setattr(continual, "ENDS_ROWS", 40)
+    monkeypatch.setattr(warmup, "ENDS_ROWS", 40)
     run_stage(run, "continual", 2, False)
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert all(record["loss_text"] > 1 > record["loss_answer"] == 0 for record in log if "loss_text" in record)
@@ -141,7 +142,7 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(
     ends = [record for record in log if "loss_text_none_40" in record]
     assert [record["step"] for record in ends] == [0, 2]
     assert ends[-1]["loss_text_memory_40"] > 1
-    batch = memory.memory_batch(run, phase, "x")
+    batch = continual.memory_batch(run, phase, "x")
     assert [len(row) for row in batch.references] == [2, 2, 2]
     assert batch.kind_BT.eq(TEXT).sum() > 60
 
@@ -149,7 +150,7 @@ def test_running_text_is_trained_on_with_memories_of_what_stood_before_it(
 @pytest.mark.usefixtures("_unproven")
 def test_evaluation_tells_memory_from_none(folder: Path, tmp_path: Path) -> None:
     run = start(folder, tmp_path / "a")
-    found = memory.evaluate_memory(run, memory.reading_model(run), None, rows=2)
+    found = continual.evaluate_memory(run, continual.reading_model(run), None, rows=2)
     assert {"loss_memoryall", "loss_memory8", "loss_none", "memory8_exact", "heldout5_exact"} <= found.keys()
     assert len({found["loss_memoryall"], found["loss_memory8"], found["loss_none"]}) == 3
 
@@ -157,10 +158,10 @@ def test_evaluation_tells_memory_from_none(folder: Path, tmp_path: Path) -> None
 @pytest.mark.usefixtures("_unproven")
 def test_gradients_reach_the_writing(folder: Path, tmp_path: Path) -> None:
     run = start(folder, tmp_path / "a")
-    lm = memory.reading_model(run)
-    batch = memory.memory_batch(run, TINY.continual[1], "x")
+    lm = continual.reading_model(run)
+    batch = continual.memory_batch(run, TINY.continual[1], "x")
     words = [torch.tensor(ids) for row in batch.references for ids in row]
-    memory.memory_losses(run, lm, memory.configured(lm, 4), batch).total.backward()
+    continual.memory_losses(run, lm, continual.paper_config(lm, 4), batch).total.backward()
     gradient = run.model.model.embed_tokens.weight.grad
     assert gradient is not None
     key = run.model.model.layers[0].self_attn.k_proj.weight.grad
@@ -174,7 +175,7 @@ def test_export_is_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
     run_stage(start(folder, tmp_path / "a"), "warmup", 2, False)
     run_stage(start(folder, tmp_path / "a"), "continual", 2, False)
     run = start(folder, tmp_path / "a")
-    finish(run, HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=5, batch=8))
+    export_nano(run, HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=5, batch=8))
     lm = load(tmp_path / "a" / "export")
     assert lm.embedder is not None
     assert lm.embedder.embed(["one", "two"]).shape == (2, 8)
@@ -194,7 +195,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(InputError, match="No space left on device -> make room on the disk"):
+    with pytest.raises(InputError, match="No space left on device -> free some disk space"):
         checkpoint.save(tmp_path / "c", replace(one, progress={"step": 2}))
     assert checkpoint.load(tmp_path / "c").progress == {"step": 1}
     (tmp_path / "c").rename(tmp_path / "c.before")
@@ -213,7 +214,7 @@ def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "d", checkpoint.Checkpoint({"w": torch.ones(2)}, {}, {"step": 2}))
     (file,) = (tmp_path / "d").glob("*.safetensors")
     file.write_bytes(b"xx")
-    with pytest.warns(UserWarning, match="the one before it is taken"):
+    with pytest.warns(UserWarning, match="the checkpoint before it is used"):
         assert checkpoint.load(tmp_path / "d").progress == {"step": 1}
     assert not checkpoint.exists(tmp_path / "e")
     (tmp_path / "d").rename(tmp_path / "e.before")
@@ -252,14 +253,14 @@ def test_a_run_can_start_with_the_weights_of_a_folder(folder: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"model\.norm\.weight is not in both"):
         start_run(TINY, None, tmp_path / "e", tmp_path / "model")
     save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(InputError, match="it has no layers of a Llama"):
+    with pytest.raises(InputError, match="it has no Llama layers"):
         start_run(TINY, None, tmp_path / "d", tmp_path / "model")
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from remanence.train import loop
+from remanence.train.core import loop
 from remanence.train.recipes.nano import nano
 from tests.train.tiny_runs import SHAPE, begin, losses, smaller
 run, task = begin(Path(sys.argv[1]), smaller(nano()), "warmup")
@@ -298,11 +299,11 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_a_change_on_the_way_is_wr
     recipe = smaller(nano())
     run, task = begin(tmp_path, recipe, "warmup")
     loop.train(run, task, 1)
-    with pytest.raises(InputError, match="word vectors of width 32, this recipe's is 64 -> give another --out"):
+    with pytest.raises(InputError, match="word vectors of width 32, the recipe's width is 64 -> use another --out"):
         begin(tmp_path, replace(recipe, shape=replace(recipe.shape, width=64)), "warmup")
     deeper, task = begin(tmp_path, replace(recipe, shape=replace(recipe.shape, num_layers=3)), "warmup")
     before = weights(deeper)
-    with pytest.raises(InputError, match=r"recipe: shape\.num_layers is 2 -> set shape\.num_layers so instead of 3"):
+    with pytest.raises(InputError, match=r"shape\.num_layers is 2 there and 3 here -> use --set shape\.num_layers=2"):
         loop.resume(deeper, task)
     assert all(torch.equal(tensor, deeper.model.state_dict()[name]) for name, tensor in before.items())
     gentler, task = begin(tmp_path, replace(recipe, matrix_lr=1e-5), "warmup")

@@ -15,25 +15,24 @@ from typing import Any
 import torch
 
 from remanence.lm.lora import LoraConfig
-from remanence.train import loop
-from remanence.train.chat_start import TASKS, start_chat_run
-from remanence.train.corpora import Corpora
-from remanence.train.latent import latent
-from remanence.train.latent_start import begin_after, start_latent_run
-from remanence.train.loop import Run, Task
-from remanence.train.memory import continual
-from remanence.train.plain import warm_up
+from remanence.train.core import loop, stages
+from remanence.train.core.loop import Run, Task
+from remanence.train.core.shapes import Shape
+from remanence.train.examples.corpora import Corpora
+from remanence.train.finetune.chat import dpo_task, sft_task, start_chat_run
+from remanence.train.finetune.retrofit import retrofit_task, start_retrofit_run
+from remanence.train.memory3.continual import memory_task
+from remanence.train.memory3.nano import load_or_train_tokenizer, start_run
+from remanence.train.memory3.sequences import sequence_task
+from remanence.train.memory3.warmup import warmup_task
+from remanence.train.mplus.stages import begin_after, mplus_task, start_mplus_run
 from remanence.train.recipes import recipe_of
 from remanence.train.recipes.chat import CHAT_STAGES, ChatPhase, ChatRecipe, ChatStage
-from remanence.train.recipes.nano import Phase, Recipe, nano
+from remanence.train.recipes.nano import NanoPhase, NanoRecipe, nano
 from remanence.train.recipes.nano_mplus import MPlusRecipe, nano_mplus
 from remanence.train.recipes.nano_text import nano_text
 from remanence.train.recipes.retrofit import RetrofitRecipe, retrofit
-from remanence.train.retrofit import continual as retrofit_task
-from remanence.train.retrofit_start import start_retrofit_run
-from remanence.train.shapes import Shape
-from remanence.train.start import load_or_train_tokenizer, start_run
-from remanence.train.text_stages import running_text
+from remanence.train.trainers import TRAINERS
 from tests.train.tiny_sequences import begin_run, make, tiny
 
 STEPS = 50
@@ -44,8 +43,8 @@ PARAGRAPHS = [f"{name} went to the harbour with {other} to see the boats." for n
 STAGES = ("warmup", "continual", "control")
 
 
-def smaller(recipe: Recipe) -> Recipe:
-    def phase(given: Phase) -> Phase:
+def smaller(recipe: NanoRecipe) -> NanoRecipe:
+    def phase(given: NanoPhase) -> NanoPhase:
         plain = min(96, given.plain_tokens)
         return replace(given, num_steps=15, rows=3, tokens=min(96, given.tokens), plain_tokens=plain)
 
@@ -85,16 +84,16 @@ def smaller_latent(recipe: MPlusRecipe) -> MPlusRecipe:
     )
 
 
-def begin(folder: Path, recipe: Recipe, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
+def begin(folder: Path, recipe: NanoRecipe, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
     """A run at the first step of a stage; after the warm-up where it follows one."""
     load_or_train_tokenizer(recipe, Corpora(), folder / "tokenizer")
     run = start_run(recipe, None, folder)
-    run.corpora = Corpora(paragraphs=PARAGRAPHS, kept_paragraphs=PARAGRAPHS[:8])
+    run.corpora = Corpora(paragraphs=PARAGRAPHS, heldout_paragraphs=PARAGRAPHS[:8])
     run.log_every, run.save_seconds = 1000, 1e9
     if stage == "warmup":
-        return run, warm_up(run)
+        return run, warmup_task(run)
     loop.load_weights(run, "warmup")
-    return run, replace(continual(run, num_steps, stage), ends=loop.nothing)
+    return run, replace(memory_task(run, num_steps, stage), ends=loop.nothing)
 
 
 def smaller_chat() -> ChatRecipe:
@@ -112,13 +111,13 @@ def begin_chat(folder: Path, recipe: ChatRecipe, stage: ChatStage, num_steps: in
     """A run at the first step of a stage; DPO's reference is the model as it begins."""
     run = start_chat_run(recipe, None, folder)
     run.log_every, run.save_seconds = 1000, 1e9
-    return run, replace(TASKS[stage](run, num_steps), ends=loop.nothing)
+    return run, replace({"sft": sft_task, "dpo": dpo_task}[stage](run, num_steps), ends=loop.nothing)
 
 
 def begin_latent(folder: Path, recipe: MPlusRecipe, num_steps: int = STEPS) -> tuple[Run, Task]:
-    run = start_latent_run(recipe, recipe.base, None, folder)
+    run = start_mplus_run(recipe, recipe.base, None, folder)
     run.log_every, run.save_seconds = 1000, 1e9
-    return run, latent(run, num_steps)
+    return run, mplus_task(run, num_steps)
 
 
 def begin_sequences(folder: Path, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
@@ -128,7 +127,7 @@ def begin_sequences(folder: Path, stage: str, num_steps: int = STEPS) -> tuple[R
     run.log_every = 1000
     if run.recipe.after:
         loop.load_weights(run, run.recipe.after)
-    return run, replace(running_text(run), ends=loop.nothing)
+    return run, replace(sequence_task(run), ends=loop.nothing)
 
 
 def begin_mplus(folder: Path, stage: str, num_steps: int = STEPS) -> tuple[Run, Task]:
@@ -165,6 +164,11 @@ def begin_retrofit(folder: Path, recipe: RetrofitRecipe, num_steps: int = STEPS)
     run.corpora = Corpora(paragraphs=PARAGRAPHS)
     run.log_every, run.save_seconds = 1000, 1e9
     return run, replace(retrofit_task(run, num_steps), ends=loop.nothing)
+
+
+def run_stage(run: Any, stage: str, steps: int | None = None, resume: bool = False) -> None:
+    """A stage of any run, as the command line makes it."""
+    stages.run_stage(run, TRAINERS[type(run.recipe)].stage(run, stage, steps), resume=resume)
 
 
 def losses(run: Run, task: Task, num_steps: int = STEPS) -> list[float]:

@@ -8,15 +8,13 @@ from pathlib import Path
 from random import Random
 
 from remanence.lm.tiny import byte_tokenizer
-from remanence.train import loop
-from remanence.train.build_sequences import build
-from remanence.train.cost import MemoryShape
-from remanence.train.loop import Task
+from remanence.train.core import loop
+from remanence.train.core.loop import Task
+from remanence.train.core.shapes import MemoryShape, Shape
+from remanence.train.examples.build_sequences import build
+from remanence.train.examples.references import Cutting
+from remanence.train.memory3.sequences import SequenceRun, sequence_task, start_sequence_run
 from remanence.train.recipes.sequences import SequenceRecipe, continual_nano, warmup_nano
-from remanence.train.references import Cutting
-from remanence.train.shapes import Shape
-from remanence.train.text_run import start_sequence_run
-from remanence.train.text_stages import SequenceRun, running_text
 
 NAMES = "Ada Bob Cleo Dora Emil Fern Gus Hal".split()
 PLACES = "harbour bridge garden market island tower".split()
@@ -70,4 +68,4 @@ def begin_stage(folder: Path, stage: str) -> tuple[SequenceRun, Task]:
     run = begin_run(replace(tiny(recipe), lr=1e-4, parts=2), folder.parent / "sequences", folder)
     if run.recipe.after:
         loop.load_weights(run, run.recipe.after)
-    return run, running_text(run)
+    return run, sequence_task(run)

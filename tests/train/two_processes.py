@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from remanence.lm import lm as lm_module
-from remanence.train import loop, parallel
-from remanence.train.loop import Run, Task
+from remanence.train.core import loop, parallel
+from remanence.train.core.loop import Run, Task
 from remanence.train.recipes.nano import nano
 from remanence.train.recipes.nano_text import nano_text
 from tests.train.tiny_runs import begin, losses, smaller

@@ -1,1 +1,1 @@
-"""Side-by-side measurements of what things cost; `report` is the shape that all of them print."""
+"""Benchmarks: costs of recall, the bank and M+, side by side with alternatives."""

@@ -1,4 +1,4 @@
-"""What a bank costs at size: hybrid search and loading five memories, beside SQLite, NumPy and a raw memory map."""
+"""The cost of a large bank: hybrid search and loading five memories, beside SQLite, NumPy and a memory map."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ import numpy as np
 import torch
 
 from remanence.bank import Bank, NewChunk
-from remanence.bench.report import result
 from remanence.errors import InputError
+from remanence.measurement import Advance, envelope
 from remanence.text.retrieve import Retriever, Threshold, fuse
 from remanence.types import ExplicitMemory
 
 NUM_LAYERS, NUM_HEADS, NUM_SLOTS, HEAD_DIM = 4, 8, 8, 32
-"""One memory of nano as the paper keeps it; with all tokens of a reference it is up to 16 times as large."""
+"""The shape of a memory of nano with 8 kept tokens; with all tokens of a reference it is up to 16 times as large."""
 WIDTH, NUM_WORDS, CHUNK_WORDS, QUERY_WORDS = 128, 30_000, 60, 8
 BATCH_ROWS = 512
 NUM_HITS, POOL = 5, 20
 FINGERPRINT = "be" * 32
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Question:
-    """Words of one chunk, and a vector near its vector; `row` is the chunk that it is about."""
+    """Words of one chunk, and a vector near the chunk's vector. `row`: the number of the chunk."""
 
     row: int
     text: str
@@ -44,8 +43,8 @@ class Question:
 
 
 @dataclass
-class Asked:
-    """An embedder that has the answer ready, in `vector_E`: embedding is not what is measured here."""
+class FixedEmbedder:
+    """An embedder that returns `vector_E`, since the time of embedding is not measured."""
 
     vector_E: np.ndarray = field(default_factory=lambda: np.ones(WIDTH, dtype=np.float32))
     name: str = "bench"
@@ -62,12 +61,12 @@ def run(
     folder: Path | None = None,
     on_progress: Advance | None = None,
 ) -> dict[str, Any]:
-    """Builds a bank of `rows` random chunks in a temporary folder (about 80 KB a row, under `folder`) and asks it.
+    """The envelope of a bank of `rows` random chunks, in a temporary folder in `folder` (about 80 KB a chunk).
 
-    It is asked as it was written (`before_compact_median_seconds`), then after one `compact`, which leaves few files.
-    `cpu_median_seconds` is what a query computes on all threads: the figure that a busy machine does not change.
-    Nothing is taken from the bank's RAM cache of memories: every memory that is loaded comes from its files. Rows of
-    chunks, and where memories stand, are in RAM after the first few questions, as in any bank that is only read.
+    It is queried as written (`before_compact_median_seconds`), then after `compact`, which leaves few files.
+    `cpu_median_seconds`: CPU time of a query over all threads, which other load does not change. The bank's RAM cache
+    of memories is off, so all memories are loaded from files. The table of chunks and the places of memories are in RAM
+    after the first few queries, as in any bank that is only read.
     """
     if rows < 1 or queries < 1:
         raise InputError(f"rows is {rows}, queries is {queries}", "use 1 or more")
@@ -75,11 +74,11 @@ def run(
         questions: list[Question] = []
         built = _build(Path(name), rows, seed, queries, questions, on_progress or (lambda count: None))
         peaks = [_peak_rss_bytes()]
-        loose = _anew(_ask_bank, Path(name), questions, peaks=peaks)
-        compacted = _anew(_compact, Path(name), peaks=peaks)
-        asked = _anew(_ask_bank, Path(name), questions, peaks=peaks)
+        loose = _in_process(_ask_bank, Path(name), questions, peaks=peaks)
+        compacted = _in_process(_compact, Path(name), peaks=peaks)
+        compact = _in_process(_ask_bank, Path(name), questions, peaks=peaks)
         plain = _ask_plain(Path(name), rows, questions)
-    figures: dict[str, Any] = {**asked, **built["bank"], **compacted}
+    figures: dict[str, Any] = {**compact, **built["bank"], **compacted}
     figures["before_compact_median_seconds"] = loose["median_seconds"]
     figures["peak_rss_bytes"] = max(filter(None, peaks), default=None)
     memmap = plain["numpy_memmap"] | built["numpy_memmap"]
@@ -91,14 +90,15 @@ def run(
     }
     systems = {"bank": figures, "numpy_memmap": memmap, "sqlite_fts5_numpy_memmap": sqlite}
     load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
-    return result("bank", systems, ratios, rows=rows, queries=len(questions), seed=seed, num_hits=NUM_HITS, **load)
+    conditions = {"rows": rows, "queries": len(questions), "seed": seed, "num_hits": NUM_HITS, **load}
+    return envelope("bench", "bank", systems, conditions=conditions, ratios=ratios)
 
 
 # --- building ---------------------------------------------------------------------------------
 
 
 def _batches(rows: int, seed: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Texts, vectors (float32, N x E) and the bits of keys and values (int16, N x 2 x L x G x N x D)."""
+    """Batches of (texts, vectors, bits of keys and values): float32 N x E, and int16 N x 2 x L x G x M x D."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = np.array(["".join(rng.choice(letters, length)) for length in rng.integers(4, 10, NUM_WORDS)])
@@ -126,7 +126,7 @@ def _memory(bits: np.ndarray) -> ExplicitMemory:
 def _build(
     folder: Path, rows: int, seed: int, queries: int, questions: list[Question], advance: Advance
 ) -> dict[str, dict[str, float]]:
-    """Writes the same rows to all systems; seconds are of writing alone, not of making the rows."""
+    """Writes the same rows to all systems; appends to `questions`. Seconds are of writing only."""
     chosen = set(np.random.default_rng(seed + 1).choice(rows, min(queries, rows), replace=False).tolist())
     seconds, first, raw_bytes = {"bank": 0.0, "raw": 0.0, "sqlite": 0.0}, 0, 0
     with (
@@ -186,24 +186,24 @@ def _write_bank(bank: Bank, texts: list[str], vectors: np.ndarray, bits: np.ndar
 
 def _questions(first: int, texts: list[str], vectors: np.ndarray, chosen: set[int], seed: int) -> list[Question]:
     """For each chosen row: some of its words, and its vector with noise (cosine about 0.9)."""
-    found = []
+    questions = []
     for row in sorted(chosen & set(range(first, first + len(texts)))):
         rng = np.random.default_rng((seed, row))
         words = texts[row - first].split()[:-1]
         vector = vectors[row - first] + 0.04 * rng.standard_normal(WIDTH, dtype=np.float32)
-        found.append(Question(row, " ".join(rng.choice(words, QUERY_WORDS)), vector))
-    return found
+        questions.append(Question(row, " ".join(rng.choice(words, QUERY_WORDS)), vector))
+    return questions
 
 
 # --- asking -----------------------------------------------------------------------------------
 
 
-def _anew(action: Callable[..., dict[str, float]], *arguments: Any, peaks: list[int | None]) -> dict[str, float]:
-    """`action` in a process of its own, as one who comes back to a bank; its peak of RAM goes to `peaks`."""
+def _in_process(action: Callable[..., dict[str, float]], *arguments: Any, peaks: list[int | None]) -> dict[str, float]:
+    """Runs `action` in a new process, which has to open the bank; appends its peak of RAM to `peaks`."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        found = process.submit(action, *arguments).result()
+        figures = process.submit(action, *arguments).result()
         peaks.append(process.submit(_peak_rss_bytes).result())
-    return found
+    return figures
 
 
 def _compact(folder: Path) -> dict[str, float]:
@@ -213,26 +213,23 @@ def _compact(folder: Path) -> dict[str, float]:
 
 
 def _ask_bank(folder: Path, questions: list[Question]) -> dict[str, float]:
-    """Through the same retriever that sessions use, in a process of its own.
-
-    `open_seconds` holds the import of LanceDB.
-    """
+    """Queries the bank with the retriever of sessions. `open_seconds` includes the import of LanceDB."""
     began = time.perf_counter()
     with Bank.open(folder / "bank", ram_bytes=0) as bank:
         open_seconds = time.perf_counter() - began
         totals, loads, cpu, num_right = [], [], [], 0
-        asked = Asked()
-        retriever = Retriever(bank, asked, threshold=Threshold(0.0, -1.0, 0.0))
+        embedder = FixedEmbedder()
+        retriever = Retriever(bank, embedder, threshold=Threshold(0.0, -1.0, 0.0))
         for question in [*questions[:3], *questions]:
-            asked.vector_E, cpu_began = question.vector_E, time.process_time()
+            embedder.vector_E, cpu_began = question.vector_E, time.process_time()
             began = time.perf_counter()
             hits = retriever.search(question.text, NUM_HITS)
-            found = time.perf_counter()
+            searched = time.perf_counter()
             memories = bank.load(FINGERPRINT, [hit.chunk.id for hit in hits])
-            loads.append(time.perf_counter() - found)
+            loads.append(time.perf_counter() - searched)
             totals.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
-            assert all(memory is not None for memory in memories), "a memory that was written must be there"
+            assert all(memory is not None for memory in memories), "a written memory is missing"
             num_right += any(hit.chunk.text.endswith(f" row{question.row}") for hit in hits)
     return {
         **_times("", totals[3:]),
@@ -253,13 +250,13 @@ def _ask_plain(folder: Path, rows: int, questions: list[Question]) -> dict[str, 
     with closing(sqlite3.connect(folder / "text.db")) as database:
         for question in [*questions[:3], *questions]:
             began = time.perf_counter()
-            found = _search_plain(database, vectors, question)
+            rows_found = _search_plain(database, vectors, question)
             searched = time.perf_counter()
-            memories = [_memory(np.array(raw[row])) for row in found]
+            memories = [_memory(np.array(raw[row])) for row in rows_found]
             loads.append(time.perf_counter() - searched)
             searches.append(searched - began)
-            assert len(memories) == len(found)
-            num_right += question.row in found
+            assert len(memories) == len(rows_found)
+            num_right += question.row in rows_found
     totals = [search + load for search, load in zip(searches, loads, strict=True)][3:]
     share = {"found_share": num_right / len(searches)}
     return {
@@ -289,7 +286,7 @@ def _times(name: str, seconds: list[float]) -> dict[str, float]:
 
 
 def _peak_rss_bytes() -> int | None:
-    """Of a process until now: Python, PyTorch and the bank together; None where the system does not say."""
+    """The peak RAM of this process (Python, PyTorch and the bank); None if the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What a latent pool costs: writing, the first token after much text, retrieval, offload; beside the model alone."""
+"""The cost of an M+ pool: writing, the first token after much text, retrieval, offload; beside the model alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from remanence.bench.report import Figures, result
 from remanence.errors import ContextTooLong, InputError
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
 from remanence.lm.lora import LoraConfig, add_roles
 from remanence.lm.tiny import byte_tokenizer
+from remanence.measurement import Advance, Figures, MeasurementOptions, envelope
 from remanence.methods.mplus.method import MPlus, MPlusConfig
 from remanence.methods.mplus.pool import Pool
 from remanence.methods.mplus.rankers import at_random
@@ -26,7 +26,7 @@ PROMPT_TOKENS = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """A model with random weights, and M+ at its scale."""
+    """The shape of a model with random weights, and M+ at its scale."""
 
     model: dict[str, Any]
     lora: LoraConfig
@@ -65,38 +65,37 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Options:
-    """`tokens` are written before anything is asked; times are medians of `repeats`."""
+class Options(MeasurementOptions):
+    """`tokens` tokens are written before the first question. Times are medians of `repeats`."""
 
     shape: str = "nano"
     tokens: int = 16_000
     repeats: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.shape not in SHAPES:
             raise InputError(f"no shape is called {self.shape!r}", f"use one of {', '.join(SHAPES)}")
         least = SHAPES[self.shape].method.chunk_tokens
-        if self.tokens < least or self.repeats < 1:
-            raise InputError(
-                f"{self.tokens} tokens and {self.repeats} repeats", f"write at least one chunk of {least}, repeat once"
-            )
+        if self.tokens < least:
+            raise InputError(f"{self.tokens} tokens are less than a chunk", f"use {least} or more")
 
 
-def run(options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
-    """ "resident": the pool on the model's device; "offload": in RAM, a layer's rows fetched a layer ahead.
+def run(options: Options, advance: Advance) -> dict[str, Any]:
+    """The envelope of the pool on the model's device ("resident") and in RAM ("offload", "offload_int8").
 
-    "offload_int8": and what was read is held as int8.
+    With offload the rows of a layer are fetched while the layer before computes; with int8 they are read as int8.
     """
     shape, device = SHAPES[options.shape], "cuda" if torch.cuda.is_available() else "cpu"
     lm = _model(shape, device, options.seed)
-    results: dict[str, Figures] = {"plain": _plain(lm, shape, options)}
+    systems: dict[str, Figures] = {"plain": _plain(lm, shape, options)}
     for name in ("resident", "offload", "offload_int8"):
         method = MPlus(replace(shape.method, offload=name != "resident", small_prefix=name == "offload_int8"))
         method.modules(lm).to(lm.device, lm.dtype)
-        results[name] = _pooled(lm, method, options, advance)
+        systems[name] = _pooled(lm, method, options, advance)
         del method
-    return result("mplus", results, _ratios(results), shape=options.shape, device=device, tokens=options.tokens)
+    conditions = {"shape": options.shape, "device": device, "tokens": options.tokens}
+    return envelope("bench", "mplus", systems, conditions=conditions, ratios=_ratios(systems))
 
 
 def _model(shape: Shape, device: str, seed: int) -> LM:
@@ -113,7 +112,7 @@ def _model(shape: Shape, device: str, seed: int) -> LM:
 
 
 def _plain(lm: LM, shape: Shape, options: Options) -> Figures:
-    """The model alone: a pass over as many tokens as a chunk has, and the first token of a short prompt."""
+    """The model alone: a forward pass over a chunk, and the first token after a short prompt."""
     chunk = _ids(lm, shape.method.chunk_tokens, options.seed)
     prompt = _ids(lm, PROMPT_TOKENS, options.seed + 1)
     per_chunk = _median(lm, lambda: lm.forward(torch.tensor([chunk], device=lm.device), last_only=True), options)
@@ -128,7 +127,7 @@ def _plain(lm: LM, shape: Shape, options: Options) -> Figures:
 
 
 def _all_text(lm: LM, options: Options) -> float | None:
-    """None where the text does not fit the model's positions."""
+    """Seconds to the first token after all text; None if it does not fit the model's positions."""
     try:
         lm.check_length(options.tokens)
     except ContextTooLong:
@@ -137,15 +136,15 @@ def _all_text(lm: LM, options: Options) -> float | None:
     return _median(lm, lambda: lm.forward(ids_BT, last_only=True), replace(options, repeats=1))
 
 
-def _pooled(lm: LM, method: MPlus, options: Options, advance: Callable[[int], None]) -> Figures:
+def _pooled(lm: LM, method: MPlus, options: Options, advance: Advance) -> Figures:
     _reset_peak(lm)
     pool, chunk, seconds, done = method.fresh(lm, options.seed), method.config.chunk_tokens, [], 0
     while done < options.tokens:
         size = min(chunk, options.tokens - done)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         pool = method.add(lm, pool, _ids(lm, size, options.seed + done))
         _wait(lm)
-        seconds.append((time.perf_counter() - begun) / size)
+        seconds.append((time.perf_counter() - start) / size)
         done += size
         advance(size)
     first = _median(lm, lambda: _ask(lm, method, pool, True), options)
@@ -161,21 +160,21 @@ def _pooled(lm: LM, method: MPlus, options: Options, advance: Callable[[int], No
 
 
 def _ask(lm: LM, method: MPlus, pool: Pool, scored: bool) -> None:
-    """The first token of a prompt; `scored` False: rows by lot, so that what it costs to rank them is not in it."""
+    """The first token after a prompt. `scored` False: random rows, so that the cost of ranking is left out."""
     ids_BT, mask_BT = pad_left([_ids(lm, PROMPT_TOKENS, 1)], lm.device)
     prefix = method.prefix(lm, [pool], mask_BT, None if scored else at_random(0))
     lm.forward(ids_BT, prefix, last_only=True, role="read")
 
 
-def _median(lm: LM, what: Callable[[], object], options: Options) -> float:
-    """Seconds, after one round that is not counted."""
+def _median(lm: LM, work: Callable[[], object], options: Options) -> float:
+    """The median of the seconds of `work`, after one call that is not counted."""
     seconds = []
     with torch.inference_mode():
         for _ in range(options.repeats + 1):
-            begun = time.perf_counter()
-            what()
+            start = time.perf_counter()
+            work()
             _wait(lm)
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 
 
@@ -198,20 +197,18 @@ def _peak(lm: LM) -> int | None:
     return torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else None
 
 
-def _ratios(results: dict[str, Figures]) -> dict[str, float]:
+def _ratios(systems: dict[str, Figures]) -> dict[str, float]:
     def of(one: str, other: str, figure: str) -> float:
-        return float(results[one][figure] or 0) / float(results[other][figure] or 1)
+        return float(systems[one][figure] or 0) / float(systems[other][figure] or 1)
 
-    found = {
+    ratios = {
         "writing_to_plain_pass": of("plain", "resident", "tokens_per_second"),
         "first_token_to_plain": of("resident", "plain", "first_token_seconds"),
         "offload_first_token": of("offload", "resident", "first_token_seconds"),
         "int8_first_token": of("offload_int8", "offload", "first_token_seconds"),
         "offload_writing": of("resident", "offload", "tokens_per_second"),
-        "retrieval_share": float(results["resident"]["retrieval_share"] or 0),
+        "retrieval_share": float(systems["resident"]["retrieval_share"] or 0),
     }
-    if results["plain"]["first_token_with_all_text_seconds"]:
-        found["first_token_to_all_text"] = float(results["resident"]["first_token_seconds"] or 0) / float(
-            results["plain"]["first_token_with_all_text_seconds"] or 1
-        )
-    return found
+    if all_text := systems["plain"]["first_token_with_all_text_seconds"]:
+        ratios["first_token_to_all_text"] = float(systems["resident"]["first_token_seconds"] or 0) / all_text
+    return ratios

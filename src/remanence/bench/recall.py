@@ -1,4 +1,4 @@
-"""What recall costs: the same question and references for the plain model, as memories, and as text."""
+"""The cost of recall: the same question for the plain model, and with references as memories and as text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 
 from remanence import generation
 from remanence.bank import Bank
-from remanence.bench.report import Figures, medians, result
 from remanence.data.facts import distractor_passages
 from remanence.errors import InputError
 from remanence.lm.lm import LM
+from remanence.measurement import Advance, Figures, MeasurementOptions, envelope, medians
 from remanence.methods.base import Prompt
 from remanence.session import Session
 from remanence.sources import BankSource
@@ -26,29 +26,29 @@ from remanence.types import Hit
 QUESTION = "What does the survey of the Harlow lighthouse say about its lamp?"
 TOPIC = "Survey of the Harlow lighthouse, part {}: "
 NUM_OTHERS = 95
-"""Passages about other things in the bank, so that the search has something to search."""
+"""Other passages in the bank, for the search."""
 WARM, DISK, COLD, TEXT, PLAIN = "memory3_warm", "memory3_disk", "memory3_cold", "retrieved_text", "plain"
 
 
 @dataclass(frozen=True)
-class Options:
-    """`reference_tokens` of each of `num_references`; `tokens` are generated in each of `repeats`."""
+class Options(MeasurementOptions):
+    """`num_references` references of `reference_tokens` tokens; `tokens` tokens are generated, `repeats` times."""
 
     tokens: int = 256
     repeats: int = 9
     reference_tokens: int = 128
     num_references: int = 5
     method: str = "memory3"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 2), ("repeats", 1), ("reference_tokens", 32)):
+        super().__post_init__()
+        for name, least in (("tokens", 2), ("reference_tokens", 32)):
             if getattr(self, name) < least:
-                raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", f"use {least} or more")
+                raise InputError(f"{name} is {getattr(self, name)}", f"use {least} or more")
 
 
-class SameReferences:
-    """A retriever that searches, and then returns the same references whatever was generated meanwhile."""
+class FixedRetriever:
+    """A retriever that searches, but always returns the same references."""
 
     def __init__(self, session: Session, ids: Sequence[str]) -> None:
         self.retriever = session.retriever
@@ -60,7 +60,7 @@ class SameReferences:
 
 
 def references(lm: LM, options: Options) -> list[str]:
-    """Texts of exactly or just under `reference_tokens` tokens on one topic."""
+    """Texts about one topic, of at most `reference_tokens` tokens and as long as possible."""
     words = iter(" ".join(distractor_passages(40 * options.num_references, options.seed)).split())
     return [_fill(lm, TOPIC.format(i + 1), words, options.reference_tokens) for i in range(options.num_references)]
 
@@ -74,22 +74,22 @@ def _fill(lm: LM, text: str, words: Iterator[str], limit: int) -> str:
     raise AssertionError("the generator gave too few words")
 
 
-def endless(lm: LM) -> LM:
-    """The same model, whose answers no token ends."""
-    same = copy.copy(lm)
-    vars(same)["eos"], vars(same)["stop"] = frozenset(), ()
-    return same
+def without_stops(lm: LM) -> LM:
+    """A copy of the model whose answers have no end token and no stop string."""
+    copied = copy.copy(lm)
+    vars(copied)["eos"], vars(copied)["stop"] = frozenset(), ()
+    return copied
 
 
 def ask(session: Session, lm: LM, retriever: Any, tokens: int, recall: bool) -> dict[str, float | int]:
-    """One answer of `tokens` tokens by the session's own path, timed from the question to each token."""
+    """Times (seconds from the question) and token counts of one answer of `tokens` tokens, on a session's own path."""
     prompt = Prompt(tuple(lm.render([{"role": "user", "content": QUESTION}])), QUESTION)
-    begun = time.perf_counter()
-    reader = BankSource(lm, session.method, session.bank, retriever) if recall else None
-    answer = generation.Generation(lm, session.method, reader, [prompt], generation.Options(max_tokens=tokens))
-    times = [time.perf_counter() - begun for _ in answer.steps()]
+    start = time.perf_counter()
+    source = BankSource(lm, session.method, session.bank, retriever) if recall else None
+    answer = generation.Generation(lm, session.method, source, [prompt], generation.Options(max_tokens=tokens))
+    times = [time.perf_counter() - start for _ in answer.steps()]
     reply = answer.replies()[0]
-    total = time.perf_counter() - begun
+    total = time.perf_counter() - start
     assert len(times) == reply.usage.completion_tokens == tokens
     return {
         "first_token_seconds": times[0],
@@ -100,14 +100,14 @@ def ask(session: Session, lm: LM, retriever: Any, tokens: int, recall: bool) -> 
     }
 
 
-class Stand:
-    """Two views of one bank, with and without its cache in RAM, and every system that is measured on them."""
+class RecallBench:
+    """One bank, opened with and without its cache in RAM, and the systems that are measured on it."""
 
     def __init__(self, lm: LM, folder: Path, options: Options) -> None:
-        self.lm, self.options = endless(lm), options
+        self.lm, self.options = without_stops(lm), options
         self.warm = Session(self.lm, Bank.open(folder), options.method)
         if not self.warm.method.writes_tensors:
-            raise InputError(f"method {options.method!r} keeps no memories", "use memory3")
+            raise InputError(f"method {options.method!r} stores no memories", "use memory3")
         self.warm.write(_others(options), warm=False)
         receipts = [self.warm.write(text) for text in references(lm, options)]
         self.ids = [id for receipt in receipts for id in receipt.ids]
@@ -116,14 +116,14 @@ class Stand:
                 f"{options.reference_tokens} tokens are more than a memory of {options.method!r} holds",
                 f"use --reference-tokens {self.warm.method.reference_tokens()} or less",
             )
-        self.warm.bank.index()  # as it is after a while of use
+        self.warm.bank.index()  # as after some time of use
         self.disk = Session(self.lm, Bank.open(folder, ram_bytes=0), options.method)
         self.text = Session(self.lm, self.warm.bank, TEXT)
-        self.retriever = SameReferences(self.warm, self.ids)
-        self.hits_found = {hit.chunk.id for hit in self.warm.retriever.search(QUESTION, options.num_references)}
+        self.retriever = FixedRetriever(self.warm, self.ids)
+        self.ids_found = {hit.chunk.id for hit in self.warm.retriever.search(QUESTION, options.num_references)}
 
     def systems(self) -> dict[str, Callable[[], dict[str, float | int]]]:
-        """In the order in which each round measures them; cold leaves the memories written again."""
+        """The systems in the order of a round. "cold" comes last: it writes the memories again."""
         return {
             PLAIN: lambda: self._ask(self.text, recall=False),
             WARM: lambda: self._ask(self.warm),
@@ -140,7 +140,7 @@ class Stand:
         return self._ask(self.warm)
 
     def bytes_read(self) -> dict[str, int]:
-        """Bytes that one reading of all references takes, by system."""
+        """The bytes of all references, by system, as each reads them."""
         memories = [m for m in self.warm.bank.load(self.warm.fingerprint, self.ids) if m is not None]
         texts = sum(len(chunk.text.encode()) for chunk in self.warm.bank.get(self.ids))
         memory = sum(memory.num_bytes for memory in memories)
@@ -155,24 +155,24 @@ def _others(options: Options) -> str:
     return "\n\n".join(distractor_passages(NUM_OTHERS, options.seed + 1))
 
 
-def run(lm: LM, options: Options, on_round: Callable[[int], None] = lambda rounds: None) -> dict[str, Any]:
-    """One round that is not counted, then `repeats` rounds of all systems in turn; medians over the rounds."""
+def run(lm: LM, options: Options, on_round: Advance = lambda rounds: None) -> dict[str, Any]:
+    """The envelope with medians over `repeats` rounds of all systems in turn, after one round that is not counted."""
     rounds: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        stand = Stand(lm, Path(folder) / "bank", options)
+        bench = RecallBench(lm, Path(folder) / "bank", options)
         try:
             for number in range(options.repeats + 1):
-                for name, measure in stand.systems().items():
+                for name, measure in bench.systems().items():
                     figures = measure()
                     if number:
                         rounds.setdefault(name, []).append(figures)
                 on_round(1)
-            read = stand.bytes_read()
-            num_chunks, found = len(stand.warm.bank), len(stand.hits_found & set(stand.ids))
-            tokens = [chunk.num_tokens for chunk in stand.warm.bank.get(stand.ids)]
+            read = bench.bytes_read()
+            num_chunks, num_found = len(bench.warm.bank), len(bench.ids_found & set(bench.ids))
+            tokens = [chunk.num_tokens for chunk in bench.warm.bank.get(bench.ids)]
         finally:
-            stand.close()
-    results = {name: {**medians(column), "recalled_bytes": read[name]} for name, column in rounds.items()}
+            bench.close()
+    systems = {name: {**medians(column), "recalled_bytes": read[name]} for name, column in rounds.items()}
     conditions = {
         "model": lm.name,
         "method": options.method,
@@ -181,18 +181,18 @@ def run(lm: LM, options: Options, on_round: Callable[[int], None] = lambda round
         "reference_tokens": statistics.mean(tokens),
         "num_references": options.num_references,
         "bank_chunks": num_chunks,
-        "references_found_by_search": found,
+        "references_found_by_search": num_found,
         **({"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}),
     }
-    return result("recall", results, ratios(rounds), **conditions)
+    return envelope("bench", "recall", systems, conditions=conditions, ratios=ratios(rounds))
 
 
 def ratios(rounds: dict[str, list[Figures]]) -> dict[str, float]:
-    """Medians over rounds of the ratio within one round: what slows a whole round down cancels."""
+    """Medians of the ratios within each round, so that a slow round does not matter."""
 
     def ratio(figure: str, above: str, below: str) -> float:
         pairs = zip(rounds[above], rounds[below], strict=True)
-        return statistics.median(a[figure] / b[figure] for a, b in pairs)  # type: ignore[operator]
+        return statistics.median(float(a[figure] or 0) / float(b[figure] or 1) for a, b in pairs)
 
     first, decode = "first_token_seconds", "decode_tokens_per_second"
     return {

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remanence.bench.report import result
 from remanence.errors import InputError
+from remanence.measurement import Advance, MeasurementOptions, envelope
 
 TEXT = "The keeper of the lighthouse is Odile Marsh."
 QUESTION = "Who is the keeper of the lighthouse?"
@@ -29,7 +29,7 @@ _LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MeasurementOptions):
     """`repeats` fresh processes of each command. `against`: a folder that holds another version's `remanence`."""
 
     repeats: int = 5
@@ -41,8 +41,7 @@ class Options:
         return self.repeats * (len(commands(Path(), "")) * (2 if self.against else 1) + len(BASELINES))
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise InputError(f"repeats is {self.repeats}", "use 1 or more")
+        super().__post_init__()
         if self.against and not (self.against / "remanence" / "__main__.py").is_file():
             raise InputError(f"{str(self.against)!r} holds no package remanence", "give the folder src of a checkout")
 
@@ -66,7 +65,7 @@ def commands(bank: Path, model: str) -> dict[str, list[str]]:
     }
 
 
-def run(options: Options, on_process: Callable[[int], None] = lambda processes: None) -> dict[str, Any]:
+def run(options: Options, on_process: Advance = lambda processes: None) -> dict[str, Any]:
     """Every command and baseline in turn, `repeats` times; each figure is the median."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bank = Path(folder) / "bank"
@@ -85,8 +84,8 @@ def run(options: Options, on_process: Callable[[int], None] = lambda processes: 
             ratios[f"{name}_new_over_against"] = _ratio(costs[name], lambda cost: cost.seconds)
             ratios[f"{name}_cpu_new_over_against"] = _ratio(costs[name], lambda cost: cost.cpu_seconds or cost.seconds)
     load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
-    made = result("start", results, ratios, model=options.model, repeats=options.repeats, **load)
-    return made | {"imports": packages}
+    conditions = {"model": options.model, "repeats": options.repeats, **load}
+    return envelope("bench", "start", results, conditions=conditions, ratios=ratios, imports=packages)
 
 
 def imports(arguments: Sequence[str], source: Path = SOURCE) -> dict[str, float]:
@@ -109,7 +108,7 @@ def imports(arguments: Sequence[str], source: Path = SOURCE) -> dict[str, float]
 
 
 def _measure(
-    arguments: Mapping[str, Sequence[str]], options: Options, on_process: Callable[[int], None]
+    arguments: Mapping[str, Sequence[str]], options: Options, on_process: Advance
 ) -> dict[str, dict[str, list[Cost]]]:
     """Costs by command and version. Versions take turns, so that what slows the machine down slows both."""
     sources = {"new": SOURCE, **({"against": options.against} if options.against else {})}

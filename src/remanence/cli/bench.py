@@ -1,4 +1,4 @@
-"""`remanence bench NAME`: what things cost on this machine, side by side in one run."""
+"""`remanence bench NAME`: measures costs on this machine, of several systems in one run."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def mplus(
     """Measure a latent pool with random weights: writing, the first token, retrieval and offload."""
     from remanence.bench.mplus import Options, run
 
-    options = Options(shape, tokens, repeats, seed)
+    options = Options(shape, tokens, repeats, seed=seed)
     with progress("Writing", total=2 * tokens) as advance:
         result = run(options, advance)
     show(result, as_json)
@@ -115,9 +115,9 @@ def train(
     as_json: o.JsonOption = False,
 ) -> None:
     """Measure a training step with random weights: without memory, with it, and without gradients through writing."""
-    from remanence.train.speed import STEPS, Options, run
+    from remanence.train.cost.step_time import STEPS, Options, run
 
-    options = Options(shape, rows, tokens, repeats, seed)
+    options = Options(shape, rows, tokens, repeats, seed=seed)
     with progress("Steps", total=len(STEPS) * (repeats + 1)) as advance:
         result = run(options, advance)
     show(result, as_json)
@@ -159,7 +159,7 @@ def _show_imports(imports: dict[str, dict[str, float]]) -> None:
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """One column per system for people, the whole object for programs."""
+    """Prints a table with one column per system, or the whole object as JSON."""
     if as_json:
         print_json(result)
         return
@@ -182,7 +182,7 @@ def show(result: dict[str, Any], as_json: bool) -> None:
 
 
 def _cell(value: float | None) -> str:
-    """Three digits that matter: 0.0213, 4.71, 1,024."""
+    """A figure with three significant digits: 0.0213, 4.71, 1,024."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""`remanence eval TASK`: how well a model answers with memory, without it, and with the same references as text."""
+"""`remanence eval TASK`: answers with memory, without it, and with the same references as text."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ COLUMNS = (
 )
 COSTS = ("prompt_tokens", "seconds")
 
-NOption = Annotated[int, typer.Option("--n", metavar="N", help="Questions at most.")]
+NOption = Annotated[int, typer.Option("--n", metavar="N", help="The most questions.")]
 SystemsOption = Annotated[
-    str, typer.Option("--systems", metavar="A,B", help="plain, or methods; METHOD stands for --method.")
+    str, typer.Option("--systems", metavar="A,B", help="plain, or names of methods; METHOD stands for --method.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="Questions asked at once.")]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="The longest answer.")]
+BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="Questions per batch.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="The longest answer, in tokens.")]
 DetailsOption = Annotated[
-    Path | None, typer.Option("--details", metavar="FILE", help="Write each question and its answers here, as JSONL.")
+    Path | None, typer.Option("--details", metavar="FILE", help="Write questions and answers to this file, as JSONL.")
 ]
 
 app = typer.Typer(no_args_is_help=True, help="Measure answers with memory, without it, and with references as text.")
 
 
-def evaluate(
+def run_task(
     n: NOption = 500,
     systems: SystemsOption = SYSTEMS,
     batch: BatchOption = 16,
@@ -50,42 +50,42 @@ def evaluate(
     *,
     task: tasks.Task,
 ) -> None:
-    """Every task's command; its own options are put in front of these."""
-    from remanence.eval import report
-    from remanence.eval.run import Options, sit
+    """Runs a task. Its command has the task's own options in front of these."""
+    from remanence.eval.run import Options, evaluate, result, write_details
     from remanence.lm.load import load
+    from remanence.measurement import check_writable
 
     names = tuple(name.strip().replace("METHOD", method) for name in systems.split(",") if name.strip())
-    options = Options(tuple(dict.fromkeys(names)), n, seed, batch, max_tokens)
+    options = Options(tuple(dict.fromkeys(names)), n, batch, max_tokens, seed=seed)
     if details:
-        report.check_writable(details)
+        check_writable(details)
     name = model_for(next((name for name in names if name.startswith("mplus")), method), model)
     with progress(f"Loading {name}"):
         lm = load(name)
-    sat = sit(lm, task, options, progress)
-    result = report.result(lm, task, options, sat)
+    run = evaluate(lm, task, options, progress)
+    report = result(lm, task, options, run)
     if details:
-        report.write_details(sat, details)
+        write_details(run, details)
     if as_json:
-        print_json(result)
+        print_json(report)
     else:
-        show(result, details)
+        show(report, details)
 
 
 def show(result: dict[str, Any], details: Path | None) -> None:
     conditions = result["conditions"]
     facts = ", ".join(f"{_number(value)} {name.replace('_', ' ')}" for name, value in conditions.items())
     say(f"{result['task']}: {result['n']} questions to {result['model']} ({facts})\n")
-    given = [name for name in COLUMNS if any(name in figures for figures in result["systems"].values())]
-    shown = table("system", *((name.replace("_", " "), {"justify": "right"}) for name in given))
+    columns = [name for name in COLUMNS if any(name in figures for figures in result["systems"].values())]
+    shown = table("system", *((name.replace("_", " "), {"justify": "right"}) for name in columns))
     for system, figures in result["systems"].items():
-        cells = [_cell(name, figures.get(name)) for name in given]
+        cells = [_cell(name, figures.get(name)) for name in columns]
         shown.add_row(Text(system, style="cyan"), *cells)
     out().print(shown)
     for name, value in result["ratios"].items():
         say(f"\n{name.replace('_', ' ')}: ", (f"{value:.3f}", "bold"))
     if details:
-        note(f"every question and answer: {details}")
+        note(f"questions and answers are in {details}")
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -97,14 +97,14 @@ def _number(value: float) -> str:
 
 
 def command(task: type[tasks.Task]) -> Callable[..., None]:
-    """`evaluate` with the task's fields as options, so that a new task needs no code here."""
+    """`run_task` with the fields of a task as options, so that a new task needs no code here."""
     fields = dataclasses.fields(task)  # type: ignore[arg-type]
 
-    def run(**given: Any) -> None:
-        own = {field.name: given.pop(field.name) for field in fields}
-        evaluate(**given, task=task(**own))
+    def run(**values: Any) -> None:
+        own = {field.name: values.pop(field.name) for field in fields}
+        run_task(**values, task=task(**own))
 
-    shared = list(inspect.signature(evaluate, eval_str=True).parameters.values())[:-1]
+    shared = list(inspect.signature(run_task, eval_str=True).parameters.values())[:-1]
     hints = get_type_hints(task)
     parameters = [*(_parameter(field, hints[field.name]) for field in fields), *shared]
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What `remanence train` shows while it trains: a bar on a terminal, elsewhere the log, one JSON object a line."""
+"""The display of `remanence train`: a progress bar on a terminal, elsewhere the log as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ from typing import TYPE_CHECKING, Any
 from remanence.cli.terminal import clean, out
 
 if TYPE_CHECKING:
-    from remanence.train.loop import Run
+    from remanence.train.core.loop import Run
 
 HIDDEN = ("step", "stage", "samples")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """`record` is told every line of the log, `stepped` every step."""
+class Display:
+    """`on_record` receives every record of the log; `on_step`, as in `Run`, every step."""
 
-    record: Callable[[dict[str, Any]], None]
-    stepped: Callable[[Run, str, int], None]
+    on_record: Callable[[dict[str, Any]], None]
+    on_step: Callable[[Run, str, int], None]
 
 
 @contextmanager
 def watching(folder: Path, with_tensorboard: bool) -> Iterator[Callable[[Run], None]]:
-    """While the block runs, what is given a run shows how it goes, in TensorBoard's files too where that is wanted."""
-    from remanence.train.watching import tensorboard
+    """A function that connects a run to the display, and if wanted to TensorBoard, while the block runs."""
+    from remanence.train.core.tensorboard import tensorboard
 
     with ExitStack() as stack:
         extra = (stack.enter_context(tensorboard(folder)),) if with_tensorboard else ()
-        is_first = os.environ.get("RANK", "0") == "0"  # of many processes, which have not found each other yet
+        is_first = os.environ.get("RANK", "0") == "0"  # the processes are not connected yet
         bar = stack.enter_context(_bar()) if is_first and sys.stdout.isatty() else None
 
         def watch(run: Run) -> None:
             if bar is None:
-                run.sinks = (*run.sinks, *extra)
+                run.log_sinks = (*run.log_sinks, *extra)
             else:
-                run.sinks, run.stepped = (bar.record, *extra), bar.stepped
+                run.log_sinks, run.on_step = (bar.on_record, *extra), bar.on_step
 
         yield watch
 
 
 @contextmanager
-def _bar() -> Iterator[Shown]:
-    """Steps, loss, tokens a second and time left; evaluations, samples and whatever else is logged stand above it."""
+def _bar() -> Iterator[Display]:
+    """A bar with steps, loss, tokens per second and time left. Other records of the log are printed above it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
-    columns += [TextColumn("{task.fields[told]}", markup=False), TimeRemainingColumn()]
+    columns += [TextColumn("{task.fields[status]}", markup=False), TimeRemainingColumn()]
     with Progress(*columns, console=out(), speed_estimate_period=600) as progress:
         tasks: dict[str, Any] = {}
 
-        def stepped(run: Run, stage: str, num_steps: int) -> None:
+        def on_step(run: Run, stage: str, num_steps: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=num_steps, completed=run.step - 1, told="")
-            loss = f"loss {run.watched.calm[-1]:.3f}  " if run.watched.calm else ""
-            told = f"{loss}{run.tokens / max(run.seconds, 1e-9):,.0f} tokens/s"
-            progress.update(tasks[stage], completed=run.step, told=told)
+                tasks[stage] = progress.add_task(stage, total=num_steps, completed=run.step - 1, status="")
+            loss = f"loss {run.history.calm[-1]:.3f}  " if run.history.calm else ""
+            status = f"{loss}{run.tokens / max(run.seconds, 1e-9):,.0f} tokens/s"
+            progress.update(tasks[stage], completed=run.step, status=status)
 
-        def record(told: dict[str, Any]) -> None:
-            if "tokens_per_second" not in told:
-                for line in _lines(told):
+        def on_record(record: dict[str, Any]) -> None:
+            if "tokens_per_second" not in record:
+                for line in _lines(record):
                     progress.console.print(clean(line), soft_wrap=True)
 
-        yield Shown(record, stepped)
+        yield Display(on_record, on_step)
 
 
 def _lines(record: dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Generated and public data: facts in natural language, SQuAD, bAbI, books, and stored token sequences."""

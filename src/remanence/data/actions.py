@@ -1,4 +1,4 @@
-"""Facts about what somebody did: a verb, its object, and where, when, with whom, why or for how much."""
+"""Facts about actions: a verb, its object, and where, when, with whom, why or for how much."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ OBJECTS: tuple[tuple[str, float], ...] = (("thing", 4), ("object", 2), ("person"
 
 
 @dataclass(frozen=True)
-class Deed:
-    """A sentence and the questions that it answers: (question, answer), each answer a part of the sentence."""
+class Action:
+    """A sentence, and the (question, answer) pairs that it answers. Each answer is a part of the sentence."""
 
     text: str
     subject: str
@@ -65,17 +65,17 @@ DETAILS: tuple[Callable[[Random, str], _Detail], ...] = (_place, _place, _time, 
 
 
 def verb(rng: Random, split: str) -> tuple[str, str]:
-    """(base, past); in training one in three or four is made up, so that the form of the sentence must do."""
+    """(base, past) of a verb. In training about a third are invented, so that only the sentence's form helps."""
     if split != "heldout" and rng.random() < (0.25 if split == "practice" else 0.35):
-        made = invented(rng, split).lower()
-        return made, f"{made}ed"
+        base = invented(rng, split).lower()
+        return base, f"{base}ed"
     known = words_of("verb", split)
     base, past = rng.choice(known + words("verb_more") if split == "practice" else known).split("/")
     return base, past
 
 
 def random_object(rng: Random, split: str) -> tuple[str, str]:
-    """(words in the sentence, the part of them that answers "what")."""
+    """(the words in the sentence, the part of them that answers "what")."""
     kind = rng.choices([name for name, _ in OBJECTS], [weight for _, weight in OBJECTS])[0]
     if kind == "thing":
         noun = rng.choice(words_of("object_one", split)) if rng.random() < 0.5 else rng.choice(words_of("noun", split))
@@ -84,33 +84,35 @@ def random_object(rng: Random, split: str) -> tuple[str, str]:
         bare = f"{adjective}{noun}{label}"
         article = rng.choice(("the", "an" if bare[0] in "aeiou" else "a", "the"))
         return f"{article} {bare}", bare
-    found = value(kind, rng, split)
-    return (f"the {found}", found) if kind == "animal" else (found, found)
+    name = value(kind, rng, split)
+    return (f"the {name}", name) if kind == "animal" else (name, name)
 
 
-def random_deed(rng: Random, split: str, subject: Subject | None = None, act: tuple[str, str] | None = None) -> Deed:
-    """One deed with up to three details; `act` fixes the verb (base, past)."""
+def random_action(
+    rng: Random, split: str, subject: Subject | None = None, act: tuple[str, str] | None = None
+) -> Action:
+    """An action with up to three details. `act`: its verb (base, past)."""
     subject = subject or random_subject(rng, split, "person" if rng.random() < 0.8 else "organisation")
     base, past = act or verb(rng, split)
-    said, thing = random_object(rng, split)
+    phrase, thing = random_object(rng, split)
     details = [make(rng, split) for make in rng.sample(DETAILS, rng.choice((0, 1, 1, 2, 2, 3)))]
     details = list({detail.ask: detail for detail in details}.values())
-    text = _sentence(rng, subject.name, past, said, details)
-    return Deed(text, subject.name, tuple(_questions(rng, subject.name, base, past, said, thing, details)))
+    text = _sentence(rng, subject.name, past, phrase, details)
+    return Action(text, subject.name, tuple(_questions(rng, subject.name, base, past, phrase, thing, details)))
 
 
-def _sentence(rng: Random, subject: str, past: str, said: str, details: list[_Detail]) -> str:
-    clause, rest = f"{subject} {past} {said}", [detail.words for detail in details]
+def _sentence(rng: Random, subject: str, past: str, phrase: str, details: list[_Detail]) -> str:
+    clause, rest = f"{subject} {past} {phrase}", [detail.words for detail in details]
     form = rng.random()
     if rest and form < 0.3:
         first = rest.pop(rng.randrange(len(rest)))
         clause = f"{first}, {clause}"
     elif form < 0.4 and past.endswith("ed"):
-        clause = f"{said} was {past} by {subject}"
+        clause = f"{phrase} was {past} by {subject}"
     elif form < 0.45:
-        clause = f"it was {subject} who {past} {said}"
+        clause = f"it was {subject} who {past} {phrase}"
     elif form < 0.5:
-        clause = f"what {subject} {past} was {said}"
+        clause = f"what {subject} {past} was {phrase}"
     text = " ".join([clause, *rest])
     if rng.random() < 0.1:
         text += f", {rng.choice(words('ending'))}"
@@ -118,11 +120,11 @@ def _sentence(rng: Random, subject: str, past: str, said: str, details: list[_De
 
 
 def _questions(
-    rng: Random, subject: str, base: str, past: str, said: str, thing: str, details: list[_Detail]
+    rng: Random, subject: str, base: str, past: str, phrase: str, thing: str, details: list[_Detail]
 ) -> list[tuple[str, str]]:
-    short = f"the {thing}" if said.split(" ")[0] in ("a", "an", "the") else said
+    short = f"the {thing}" if phrase.split(" ")[0] in ("a", "an", "the") else phrase
     ask_object = (f"What did {subject} {base}?", f"What was it that {subject} {past}?")
-    asked = [(rng.choice(ask_object), thing), (f"Who {past} {short}?", subject)]
+    pairs = [(rng.choice(ask_object), thing), (f"Who {past} {short}?", subject)]
     for detail in details:
-        asked.append((f"{detail.ask} did {subject} {base} {short if rng.random() < 0.7 else 'it'}?", detail.answer))
-    return asked
+        pairs.append((f"{detail.ask} did {subject} {base} {short if rng.random() < 0.7 else 'it'}?", detail.answer))
+    return pairs

@@ -11,7 +11,7 @@ from remanence.errors import InputError
 
 @dataclass(frozen=True)
 class Story:
-    """The facts told up to a question, the question, and its one answer."""
+    """The facts before a question, the question, and its answer."""
 
     text: str
     question: str
@@ -19,28 +19,28 @@ class Story:
 
 
 def parse_stories(text: str) -> list[Story]:
-    """One Story per question line; a line that starts with number 1 begins a new story.
+    """One Story per question. A line with number 1 begins a new story.
 
-    A question line is `N question<tab>answer<tab>supports`, some copies have `|` for the tab.
+    A question's line is `N question<tab>answer<tab>supports`; some copies have `|` instead of the tab.
     """
     stories: list[Story] = []
-    told: list[str] = []
+    facts: list[str] = []
     for line in text.splitlines():
         number, _, rest = line.strip().partition(" ")
         if number == "1":
-            told = []
+            facts = []
         fields = rest.replace("|", "\t").split("\t")
         if len(fields) > 1:
-            stories.append(Story(" ".join(told), fields[0].strip(), fields[1].strip()))
+            stories.append(Story(" ".join(facts), fields[0].strip(), fields[1].strip()))
         elif rest:
-            told.append(rest.strip())
+            facts.append(rest.strip())
     return stories
 
 
 def read_babi(
     path: Path | str, tasks: tuple[int, ...] = (1,), folder: str = "en-10k", part: str = "train"
 ) -> list[Story]:
-    """Stories of some tasks from the release's tar.gz, in task order. InputError if it cannot be read."""
+    """The stories of some tasks in the release's tar.gz, in the order of tasks. InputError if it cannot be read."""
     try:
         with tarfile.open(path) as archive:
             names = [

@@ -1,4 +1,4 @@
-"""Reads books (JSON lines with a text) and cuts them into paragraphs."""
+"""Reads books (JSON lines with a "text") and splits them into paragraphs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _text(path: Path | str, number: int, line: bytes, damaged: list[str] | None)
 
 
 def paragraphs(text: str, min_chars: int = 80) -> Iterator[str]:
-    """Paragraphs in one line each, without markup; shorter ones are dropped."""
+    """The paragraphs, each as one line, without markup. Short paragraphs are left out."""
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         line = re.sub(r"\s+", " ", re.sub(r"[_*#>|\\]", "", block)).strip()
         if len(line) >= min_chars:

@@ -1,4 +1,4 @@
-"""A seeded generator of facts in natural wording: passages that state them and questions that ask for them."""
+"""A seeded generator of facts in natural language: passages that state them, and questions about them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from remanence.data.actions import Deed, random_deed, verb
+from remanence.data.actions import Action, random_action, verb
 from remanence.data.phrasings import Attribute
 from remanence.data.sentences import ask, ask_subject, state
 from remanence.data.subjects import Subject, random_attribute, random_subject, twin
@@ -14,8 +14,8 @@ from remanence.data.values import open_value, value
 from remanence.data.wordlists import words
 
 TRAIN, HELDOUT, PRACTICE = "train", "heldout", "practice"
-"""Of words and wordings; practice is train and more, for training alone: what distractors are made of stays."""
-DEED_SHARE = {TRAIN: 0.3, HELDOUT: 0.3, PRACTICE: 0.45}
+"""Splits of words and wordings. "practice" is "train" with more of them, for training only: distractors use "train"."""
+ACTION_SHARE = {TRAIN: 0.3, HELDOUT: 0.3, PRACTICE: 0.45}
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Fact:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text, the facts that it states and the deeds that it tells."""
+    """A text, and the facts and actions that it states."""
 
     text: str
     facts: tuple[Fact, ...]
-    deeds: tuple[Deed, ...] = ()
+    actions: tuple[Action, ...] = ()
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its answer as it stands in the passage, and which passage of the group that is."""
+    """A question, its answer as in the passage, and the index of the passage in its group."""
 
     text: str
     answer: str
@@ -46,8 +46,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Example:
-    """Passages that may be confused with each other, and questions that only one of them answers."""
+class FactGroup:
+    """Passages that are similar to each other, and questions that only one of them answers."""
 
     passages: tuple[Passage, ...]
     questions: tuple[Question, ...]
@@ -55,17 +55,17 @@ class Example:
 
 def random_fact(rng: Random, split: str, subject: Subject, attribute: Attribute | None = None) -> Fact:
     attribute = attribute or random_attribute(rng, subject.kind, split)
-    made = open_value(rng, split) if attribute.value == "open" else value(attribute.value, rng, split)
-    return Fact(subject, attribute, made)
+    text = open_value(rng, split) if attribute.value == "open" else value(attribute.value, rng, split)
+    return Fact(subject, attribute, text)
 
 
 def sample_group(
     rng: Random, num_passages: int, split: str = TRAIN, *, max_facts: int = 4, filler: float = 0.25, alike: float = 0.6
-) -> Example:
-    """Passages with overlapping attributes and one or two questions for each fact, shuffled.
+) -> FactGroup:
+    """Passages with overlapping attributes, and one or two questions for each fact, shuffled.
 
-    `max_facts` bounds the facts of one passage; `filler` is the chance of an idle sentence after a fact; `alike`
-    the chance that a subject is of the kind of the one before, and an attribute one that was used before.
+    `max_facts`: the most facts per passage. `filler`: the chance of a sentence without a fact after each fact. `alike`:
+    the chance that a subject has the kind of the one before, and that an attribute was used before.
     """
     facts_of = _related_facts(rng, num_passages, split, max_facts, alike)
     act = verb(rng, split)
@@ -75,15 +75,15 @@ def sample_group(
     for index, passage in enumerate(passages):
         for fact in passage.facts:
             questions += [Question(*pair, index) for pair in _questions(rng, fact, everything, split, passage.text)]
-        for deed in passage.deeds:
-            stated = [pair for pair in deed.questions if pair[1] in deed.text]
+        for action in passage.actions:
+            stated = [pair for pair in action.questions if pair[1] in action.text]
             questions += [Question(*pair, index) for pair in rng.sample(stated, min(2, len(stated)))]
     rng.shuffle(questions)
-    return Example(passages, _unambiguous(questions))
+    return FactGroup(passages, _unambiguous(questions))
 
 
 def _unambiguous(questions: list[Question]) -> tuple[Question, ...]:
-    """Without questions that the group answers in two ways."""
+    """The questions that have only one answer in the group."""
     answers: dict[str, set[str]] = {}
     for question in questions:
         answers.setdefault(question.text, set()).add(question.answer)
@@ -91,7 +91,7 @@ def _unambiguous(questions: list[Question]) -> tuple[Question, ...]:
 
 
 def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int, alike: float) -> list[list[Fact]]:
-    """Fact lists, one per passage: often the same attributes of other subjects, as a search would return."""
+    """The facts of each passage: often the same attributes of different subjects, as in the results of a search."""
     shared = [random_subject(rng, split)]
     used: set[tuple[str, str]] = set()
     groups = []
@@ -115,34 +115,34 @@ def _related_facts(rng: Random, num_passages: int, split: str, max_facts: int, a
 def write_passage(
     rng: Random, facts: Sequence[Fact], split: str, filler: float, act: tuple[str, str] | None = None
 ) -> Passage:
-    """States the facts in order, with pronouns where the subject stays, and idle sentences and deeds between.
+    """A passage that states the facts in order, with pronouns, filler sentences and actions.
 
-    `act` is a verb (base, past) that half of the deeds use.
+    `act`: a verb (base, past) that half of the actions use.
     """
     sentences: list[str] = []
-    told: list[Fact] = []
-    deeds: list[Deed] = []
+    stated: list[Fact] = []
+    actions: list[Action] = []
     previous: Subject | None = None
     for fact in facts:
-        if rng.random() < DEED_SHARE[split]:
-            doer = fact.subject if fact.subject.kind in ("person", "organisation") and not deeds else None
-            deeds.append(random_deed(rng, split, doer, act if rng.random() < 0.5 else None))
-            sentences.append(deeds[-1].text)
+        if rng.random() < ACTION_SHARE[split]:
+            doer = fact.subject if fact.subject.kind in ("person", "organisation") and not actions else None
+            actions.append(random_action(rng, split, doer, act if rng.random() < 0.5 else None))
+            sentences.append(actions[-1].text)
             if rng.random() < 0.7:
                 continue
         sentence = state(rng, fact.subject, fact.attribute, fact.value, split, again=fact.subject == previous)
         if fact.value not in sentence:
             continue
         sentences.append(sentence)
-        told.append(fact)
+        stated.append(fact)
         previous = fact.subject
         if rng.random() < filler:
             sentences.append(rng.choice(words("filler")))
     if rng.random() < filler:
         sentences.insert(0, rng.choice(words("filler")))
-    if not told and not deeds:  # no wording fitted its value: draw again
+    if not stated and not actions:  # no wording fits the value: draw again
         return write_passage(rng, facts, split, filler, act)
-    return Passage(" ".join(sentences), tuple(told), tuple(deeds))
+    return Passage(" ".join(sentences), tuple(stated), tuple(actions))
 
 
 def _questions(rng: Random, fact: Fact, everything: list[Fact], split: str, text: str) -> list[tuple[str, str]]:
@@ -161,25 +161,25 @@ def _questions(rng: Random, fact: Fact, everything: list[Fact], split: str, text
 def heldout_facts(count: int, seed: int) -> list[dict[str, str]]:
     """`count` records {"passage", "question", "answer"} with names, values and wordings that training never sees.
 
-    No two records share a subject, so that each question has one answer among all passages.
+    No two records share a subject, so each question has only one answer in all passages.
     """
     rng = Random(f"heldout {seed}")
     seen: set[str] = set()
     records: list[dict[str, str]] = []
     while len(records) < count:
-        example = sample_group(rng, 1, HELDOUT, max_facts=3)
-        passage = example.passages[0]
-        names = {fact.subject.name for fact in passage.facts} | {deed.subject for deed in passage.deeds}
-        if names & seen or not example.questions:
+        group = sample_group(rng, 1, HELDOUT, max_facts=3)
+        passage = group.passages[0]
+        names = {fact.subject.name for fact in passage.facts} | {action.subject for action in passage.actions}
+        if names & seen or not group.questions:
             continue
         seen |= names
-        question = example.questions[0]
+        question = group.questions[0]
         records.append({"passage": passage.text, "question": question.text, "answer": question.answer})
     return records
 
 
 def distractor_passages(count: int, seed: int) -> list[str]:
-    """`count` different passages of the same style about other subjects."""
+    """`count` distinct passages of the same style about other subjects."""
     rng = Random(f"distractors {seed}")
     texts: dict[str, None] = {}
     while len(texts) < count:

@@ -1,4 +1,4 @@
-"""Reads the phrasing files: how each attribute is stated and asked, and which wordings are kept for evaluation.
+"""Reads the phrasing files: how each attribute is stated and asked, and which wordings are held out.
 
 A file is one kind of subject. `[name] kind` opens an attribute and names its kind of value; `-` is a
 statement, `?` a question for the value, `?s` a question for the subject; `!` after the sign keeps the
@@ -26,7 +26,7 @@ class Wordings:
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """One thing that can be said of a kind of subject."""
+    """An attribute of a kind of subject, with its wordings."""
 
     name: str
     subject: str
@@ -44,29 +44,29 @@ class Attribute:
 
 @cache
 def attributes(subject: str) -> tuple[Attribute, ...]:
-    """All attributes of one of KINDS, in file order."""
-    found: dict[str, Attribute] = {}
+    """All attributes of one of KINDS, in the order of the file."""
+    by_name: dict[str, Attribute] = {}
     for title, wordings in _sections(f"{subject}.txt"):
         name, _, value = title.partition("] ")
-        found[name] = Attribute(name, subject, value)
+        by_name[name] = Attribute(name, subject, value)
         for wording in wordings:
-            _add(found[name], *wording.split(" ", 1))
+            _add(by_name[name], *wording.split(" ", 1))
     for title, wordings in _sections("more.txt"):
         kind, _, name = title.rstrip("]").partition(".")
         for wording in wordings if kind == subject else ():
-            _add(found[name], *wording.split(" ", 1))
-    for attribute in found.values():
+            _add(by_name[name], *wording.split(" ", 1))
+    for attribute in by_name.values():
         for name in ("states", "asks", "asks_subject"):
             getattr(attribute.practice, name).extend(getattr(attribute.train, name))
     for title, wordings in _sections("practice.txt"):
         kind, _, name = title.rstrip("]").partition(".")
         for sign, wording in (line.split(" ", 1) for line in wordings if kind == subject):
-            _target(found[name].practice, sign).append(wording)
-    return tuple(found.values())
+            _target(by_name[name].practice, sign).append(wording)
+    return tuple(by_name.values())
 
 
 def _sections(name: str) -> list[tuple[str, list[str]]]:
-    """(what follows `[`, lines below it) of every section of a file."""
+    """(header, lines) of each section of a file."""
     text = files("remanence.data").joinpath("phrasings", name).read_text(encoding="utf-8")
     sections: list[tuple[str, list[str]]] = []
     for line in filter(None, map(str.strip, text.splitlines())):

@@ -1,4 +1,4 @@
-"""Fills a wording with a subject and a value: articles, capitals, pronouns, openings."""
+"""Fills a wording with a subject and a value, and sets articles, capitals and pronouns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
 
 
 def state(rng: Random, subject: Subject, attribute: Attribute, value: str, split: str, *, again: bool) -> str:
-    """One sentence that states the fact; `again`: the sentence before was about the same subject."""
+    """A sentence that states the fact. `again`: the sentence before is about the same subject."""
     wording = rng.choice(attribute.of(split).states)
     name = subject.name
     if again and rng.random() < 0.75:
@@ -29,7 +29,7 @@ def state(rng: Random, subject: Subject, attribute: Attribute, value: str, split
 
 
 def _extended(rng: Random, wording: str) -> str:
-    """Now and then an idle ending, or a word on the subject before the sentence goes on."""
+    """The sentence, sometimes with an ending without a fact, or an insertion about the subject."""
     form = rng.random()
     if form < 0.07 and wording.endswith("."):
         return f"{wording[:-1]}, {rng.choice(words('ending'))}."
@@ -40,7 +40,7 @@ def _extended(rng: Random, wording: str) -> str:
 
 
 def _with_pronoun(rng: Random, wording: str, pronoun: str) -> str:
-    """Replaces the subject where the grammar allows it: a possessive anywhere, else only in front."""
+    """Replaces the subject by a pronoun where the grammar allows it: a possessive anywhere, others at the start."""
     wording = wording.replace("{S}'s", POSSESSIVE[pronoun])
     if wording.startswith("{S} "):
         also = rng.random() < 0.15 and re.match(r"\{S\} (likes|lives|works|plays|speaks|keeps|owns|has|makes)", wording)
@@ -49,12 +49,12 @@ def _with_pronoun(rng: Random, wording: str, pronoun: str) -> str:
 
 
 def ask(rng: Random, subject: Subject, attribute: Attribute, split: str) -> str:
-    """A question for the value."""
+    """A question about the value."""
     return _varied(rng, fill(rng.choice(attribute.of(split).asks), subject.name, ""))
 
 
 def ask_subject(rng: Random, attribute: Attribute, value: str, split: str) -> str:
-    """A question for the subject."""
+    """A question about the subject."""
     return _varied(rng, fill(rng.choice(attribute.of(split).asks_subject), "", value))
 
 
@@ -70,7 +70,7 @@ def _varied(rng: Random, question: str) -> str:
 
 
 def fill(wording: str, subject: str, value: str) -> str:
-    """The wording with both names in place; `a` becomes `an` before a vowel."""
+    """The wording with both names filled in; `a` becomes `an` before a vowel."""
     text = ARTICLE.sub(r"\1n ", wording.replace("{S}", subject).replace("{V}", value))
     return text.replace("s's ", "s' ") if subject.endswith("ss") else text
 

@@ -1,4 +1,4 @@
-"""Token sequences with a reference for each of their chunks, in Arrow files that are read row by row."""
+"""Stores token sequences, with a reference for each of their chunks, in Arrow files that are read row by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from remanence.files import write_whole
 ABOUT, REFERENCES = "sequences.json", "references.arrow"
 FORMAT = 1
 SHARD, BATCH = 65_536, 256
-"""Sequences in a file, and rows in a batch, which is what a row costs to read from a store that is far away."""
+"""Sequences per file, and rows per batch: a remote store transfers a whole batch for each row."""
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -31,10 +31,10 @@ FileName = Annotated[str, Field(pattern=r"^(sequences-\d+|references)\.arrow$")]
 
 @dataclass(frozen=True)
 class About:
-    """What `sequences.json` says, beside the Arrow files. `tokenizer` is its fingerprint, `sizes` the bytes of files.
+    """The content of `sequences.json`, beside the Arrow files. `tokenizer`: a fingerprint. `sizes`: bytes by file.
 
-    Of the making: `left_out` sequences had a chunk without a reference, `rejected` hits repeated too much of their
-    sequence (overlap above `overlap_limit`, Memory³ Eq. 6).
+    `left_out`: sequences with a chunk without a reference. `rejected`: hits whose overlap with their sequence is above
+    `overlap_limit` (Memory³ Eq. 6).
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -58,8 +58,11 @@ class About:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One row: `ids` of `sequence_tokens`, the numbers of its chunks' references, and where its text begins."""
+class StoredSequence:
+    """A stored row: `sequence_tokens` token ids, the number of each chunk's reference, and the source of its text.
+
+    The names of the fields are those of the Arrow columns.
+    """
 
     ids: NDArray[np.int32]
     references: Sequence[int]
@@ -81,14 +84,14 @@ def _sequence_schema(about: About) -> pa.Schema:
 
 
 def write_references(folder: Path, references: Iterable[tuple[Sequence[int], str]]) -> int:
-    """Token ids and source of each, in the order of their numbers; returns how many."""
+    """Writes (token ids, source) of all references, in the order of their numbers; returns how many."""
     return _write(
         folder / REFERENCES, _reference_schema(), ({"ids": ids, "source": source} for ids, source in references)
     )
 
 
-def write_sequences(folder: Path, about: About, rows: Iterable[Stored]) -> Iterator[int]:
-    """Files of `SHARD` rows; says after each how many rows it has."""
+def write_sequences(folder: Path, about: About, rows: Iterable[StoredSequence]) -> Iterator[int]:
+    """Writes files of `SHARD` rows; yields the number of rows after each file."""
     schema, every = _sequence_schema(about), iter(rows)
     for number in range(10**9):
         part = islice(every, SHARD)
@@ -100,7 +103,7 @@ def write_sequences(folder: Path, about: About, rows: Iterable[Stored]) -> Itera
 
 
 def write_about(folder: Path, about: About) -> About:
-    """Last of all: a folder without it is not finished."""
+    """Writes `sequences.json`, which makes a folder complete; returns its content, with the sizes of the files."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
     whole = About(**{**asdict(about), "sizes": sizes})
     write_whole(folder / ABOUT, (json.dumps(asdict(whole), indent=1) + "\n").encode())
@@ -108,19 +111,19 @@ def write_about(folder: Path, about: About) -> About:
 
 
 def unfinish(folder: Path) -> None:
-    """What an earlier making has left there is no folder of sequences any more."""
+    """Removes the files of an earlier folder of sequences."""
     (folder / ABOUT).unlink(missing_ok=True)
     for left in folder.glob("*.arrow"):
         left.unlink()
 
 
-def _chain(first: Stored, rest: Iterable[Stored]) -> Iterator[Stored]:
+def _chain(first: StoredSequence, rest: Iterable[StoredSequence]) -> Iterator[StoredSequence]:
     yield first
     yield from rest
 
 
 def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> int:
-    """Batches of `BATCH` rows, the last one shorter: a row's number says where it stands."""
+    """Writes batches of `BATCH` rows (the last may be shorter), so that a row's number gives its place."""
     every, count = iter(rows), 0
     with pa.OSFile(str(path), "wb") as file, ipc.new_file(file, schema) as writer:
         while part := list(islice(every, BATCH)):
@@ -130,9 +133,9 @@ def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> int
 
 
 class SequenceFolder:
-    """A folder of sequences, local (memory-mapped) or behind a URI that pyarrow knows (`s3://`, `gs://`, `file://`).
+    """A folder of sequences: local (memory-mapped), or a URI that pyarrow supports (`s3://`, `gs://`, `file://`).
 
-    Raises InputError for a folder that is none or not finished, of another tokenizer, or with a damaged file.
+    InputError for a folder that is incomplete, of another tokenizer than `tokenizer`, or damaged.
     """
 
     def __init__(self, place: str | Path, tokenizer: str | None = None) -> None:
@@ -141,7 +144,7 @@ class SequenceFolder:
         self.about = self._read_about()
         if tokenizer is not None and tokenizer != self.about.tokenizer:
             raise InputError(
-                f"the sequences in {self.place!r} are of another tokenizer ({self.about.tokenizer[:12]}, not "
+                f"the sequences in {self.place!r} were made with another tokenizer ({self.about.tokenizer[:12]}, not "
                 f"{tokenizer[:12]})",
                 "make them again with `remanence data sequences --model MODEL`",
             )
@@ -149,27 +152,29 @@ class SequenceFolder:
         self.readers = [self._open(name, _sequence_schema(self.about)) for name in names]
         self.references = self._open(REFERENCES, _reference_schema())
         self.ends = np.cumsum([self._num_rows(reader) for reader in self.readers], dtype=np.int64)
-        found = (int(self.ends[-1]) if names else 0, self._num_rows(self.references))
-        if found != (self.about.num_sequences, self.about.num_references):
-            raise self._damaged(ABOUT, f"{found} sequences and references are not what it says")
+        counts = (int(self.ends[-1]) if names else 0, self._num_rows(self.references))
+        if counts != (self.about.num_sequences, self.about.num_references):
+            raise self._damaged(
+                ABOUT, f"there are {counts[0]} sequences and {counts[1]} references, other than it says"
+            )
 
     def __len__(self) -> int:
         return self.about.num_sequences
 
-    def rows(self, numbers: Iterable[int]) -> list[Stored]:
-        """Of these sequences, in the order of `numbers`."""
+    def rows(self, numbers: Iterable[int]) -> list[StoredSequence]:
+        """The sequences with these numbers, in this order."""
         return [self._row(number) for number in numbers]
 
     def reference_ids(self, numbers: Iterable[int]) -> list[list[int]]:
-        """Token ids of references, each at most `reference_tokens`."""
+        """The token ids of references, each at most `reference_tokens`."""
         return [self._reference(number) for number in numbers]
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name in it."""
+        """Whether the folder has a file of this name."""
         return self.files.get_file_info(f"{self.root}/{name}").is_file
 
     def copy(self, name: str, to: Path) -> None:
-        """The files of a folder in it, as `to`: all of them or, with an InputError, none."""
+        """Copies a folder in it to `to`: all files, or none (InputError)."""
         draft = to.with_name(f"{to.name}.new")
         try:
             shutil.rmtree(draft, ignore_errors=True)
@@ -180,7 +185,7 @@ class SequenceFolder:
             shutil.rmtree(draft, ignore_errors=True)
             raise self._damaged(name, _first_line(error)) from error
 
-    def _row(self, number: int) -> Stored:
+    def _row(self, number: int) -> StoredSequence:
         shard = int(np.searchsorted(self.ends, number, "right"))
         within = number - (int(self.ends[shard - 1]) if shard else 0)
         batch, at = self._batch(self.readers[shard], within)
@@ -189,7 +194,7 @@ class SequenceFolder:
         references = self._cells(batch.column("references"), at, self.about.num_references, f"references of {name}")
         if (len(ids), len(references)) != (self.about.sequence_tokens, self.about.num_chunks):
             raise self._damaged("an Arrow file", f"{name} has {len(ids)} tokens and {len(references)} references")
-        return Stored(ids, references.tolist(), batch.column("source")[at].as_py() or "")
+        return StoredSequence(ids, references.tolist(), batch.column("source")[at].as_py() or "")
 
     def _reference(self, number: int) -> list[int]:
         batch, at = self._batch(self.references, number)
@@ -201,7 +206,7 @@ class SequenceFolder:
     def _batch(self, reader: Any, row: int) -> tuple[Any, int]:
         try:
             batch = reader.get_batch(row // BATCH)
-            batch.validate(full=True)  # offsets that lead out of the file would be followed
+            batch.validate(full=True)  # Arrow would follow offsets that point outside the file
         except (OSError, pa.ArrowException) as error:
             raise self._damaged("an Arrow file", _first_line(error)) from error
         if row % BATCH >= batch.num_rows or (row // BATCH + 1 < reader.num_record_batches and len(batch) != BATCH):
@@ -209,7 +214,7 @@ class SequenceFolder:
         return batch, row % BATCH
 
     def _num_rows(self, reader: Any) -> int:
-        """Of batches that are full but for the last. The first is looked at too: another writer's are all alike."""
+        """The number of rows, if all batches but the last are full. The first is checked, too."""
         count = reader.num_record_batches
         if count == 0:
             return 0
@@ -217,23 +222,23 @@ class SequenceFolder:
         return (count - 1) * BATCH + len(self._batch(reader, (count - 1) * BATCH)[0])
 
     def _cells(self, column: Any, at: int, limit: int, what: str) -> NDArray[np.int32]:
-        """One list of a column, whose numbers are 0 to `limit` - 1; without a copy where it is in memory."""
+        """Entry `at` of a column of lists, with numbers from 0 to `limit` - 1; without a copy if it is in memory."""
         cells = column.slice(at, 1).flatten()
         if cells.null_count:
-            raise self._damaged("an Arrow file", f"{what} holds what is no number")
+            raise self._damaged("an Arrow file", f"{what} has an entry that is not a number")
         number_N = cells.to_numpy(zero_copy_only=False)
         self._check(number_N, limit, what)
         return number_N
 
     def _check(self, number_N: NDArray[np.int32], limit: int, what: str) -> None:
         if len(number_N) and not 0 <= int(number_N.min()) <= int(number_N.max()) < limit:
-            raise self._damaged("an Arrow file", f"{what} holds a number that is not from 0 to {limit - 1}")
+            raise self._damaged("an Arrow file", f"{what} has a number outside 0 to {limit - 1}")
 
     def _read_about(self) -> About:
         try:
             with self.files.open_input_stream(f"{self.root}/{ABOUT}") as file:
                 raw = file.read()
-            told = json.loads(raw)
+            content = json.loads(raw)
         except OSError as error:
             raise InputError(
                 f"{self.place!r} holds no finished sequences ({ABOUT} is missing)",
@@ -241,17 +246,21 @@ class SequenceFolder:
             ) from error
         except ValueError as error:
             raise self._damaged(ABOUT, "it is not JSON") from error
-        if not isinstance(told, dict) or "format" not in told:
-            raise self._damaged(ABOUT, "it names no format")
-        if told["format"] != FORMAT:
-            raise InputError(f"{self.place!r} is of format {told['format']}, this is {FORMAT}", "make it again")
+        if not isinstance(content, dict) or "format" not in content:
+            raise self._damaged(ABOUT, "it has no format")
+        if content["format"] != FORMAT:
+            raise InputError(
+                f"{self.place!r} has format {content['format']}, this version reads {FORMAT}", "make it again"
+            )
         try:
             about = TypeAdapter(About).validate_json(raw)
         except ValidationError as error:
             first = error.errors()[0]
             raise self._damaged(ABOUT, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         if about.sequence_tokens % about.chunk_tokens:
-            raise self._damaged(ABOUT, f"{about.sequence_tokens} tokens are no chunks of {about.chunk_tokens}")
+            raise self._damaged(
+                ABOUT, f"{about.sequence_tokens} tokens cannot be divided into chunks of {about.chunk_tokens}"
+            )
         return about
 
     def _open(self, name: str, schema: pa.Schema) -> Any:

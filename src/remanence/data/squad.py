@@ -1,4 +1,4 @@
-"""Reads question answering in SQuAD format: the official nesting and the flat list of contexts."""
+"""Reads questions in SQuAD format: the official nesting, or a flat list of contexts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remanence.errors import InputError
 
 @dataclass(frozen=True)
 class Context:
-    """A passage and its (question, answers) pairs; answers are never empty, other questions are only counted."""
+    """A passage and its (question, answers) pairs. Questions without an answer are only counted."""
 
     text: str
     questions: tuple[tuple[str, tuple[str, ...]], ...]
@@ -21,10 +21,10 @@ class Context:
 
 
 def read_squad(path: Path | str) -> list[Context]:
-    """Contexts of a `.json` or `.json.gz` file; questions without an answer are left out.
+    """The contexts of a `.json` or `.json.gz` file, without questions that have no answer.
 
     Accepts `{"data": [{"paragraphs": [{"context", "qas"}]}]}` (SQuAD 1.1 and 2.0) and `[{"context", "qas"}]`.
-    InputError where the file is missing or has neither form.
+    InputError if the file is missing or has neither form.
     """
     try:
         raw = Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""Who or what a fact is about: people, roles, things, places, organisations and events with invented names."""
+"""The subjects of facts: people, roles, things, places, organisations and events with invented names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABEL_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Subject:
-    """`name` is how it is asked for; `pronoun` is "she", "he", "it" or "" where none fits."""
+    """`name`: as in questions. `pronoun`: "she", "he", "it", or "" if none fits."""
 
     kind: str
     name: str
@@ -33,7 +33,7 @@ def random_subject(rng: Random, split: str, kind: str | None = None) -> Subject:
 
 
 def twin(rng: Random, subject: Subject, split: str) -> Subject:
-    """Another subject of the same kind; now and then a person with the same first name, in training also the last."""
+    """Another subject of the same kind; sometimes a person with the same first name, in training also last name."""
     first, _, last = subject.name.partition(" ")
     if subject.kind == "person" and subject.short == first and last and rng.random() < 0.2:
         return Subject("person", f"{first} {last_name(rng, split)}", subject.pronoun, first)
@@ -108,7 +108,7 @@ def _event(rng: Random, split: str) -> Subject:
 
 
 def random_attribute(rng: Random, kind: str, split: str) -> Attribute:
-    """A phrased attribute of the kind; in training also an open one, whose name is any noun phrase.
+    """A phrased attribute of the kind; in training also an open attribute, whose name is any noun phrase.
 
     Open attributes ("For Dagny Klein the favourite street is terrier") teach form without sense, and are not
     what anybody would ask in earnest: the evaluation has none.
@@ -129,7 +129,7 @@ def _open_name(rng: Random) -> str:
 
 @cache
 def _labelled(attribute: Attribute) -> Attribute:
-    """The same attribute, stated and asked by its bare name, as in a form or a list."""
+    """The same attribute, stated and asked by its name only, as in a form or a list."""
     plain = open_attribute(attribute.name.replace("_", " "), attribute.subject)
     states = [*plain.train.states, *attribute.train.states[:1]]
     train = Wordings(states, [*plain.train.asks, *attribute.train.asks[:2]], [])
@@ -138,7 +138,7 @@ def _labelled(attribute: Attribute) -> Attribute:
 
 @cache
 def open_attribute(name: str, kind: str) -> Attribute:
-    """An attribute by the name alone; the question repeats it."""
+    """An attribute with the given name, which the question repeats."""
     train = Wordings(
         [
             f"The {name} of {{S}} is {{V}}.",

@@ -1,4 +1,4 @@
-"""What a model says where nothing that it recalls holds the answer, and how that is told from an answer."""
+"""The answer of a model that recalls nothing relevant, and a test for such answers."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ _SAID = re.compile(
 
 
 def abstains(answer: str) -> bool:
-    """Whether an answer begins by saying that there is none; an empty one is none too."""
+    """Whether an answer is empty, or begins with a statement that the answer is not known."""
     return not answer.strip() or _SAID.match(answer.strip()) is not None

@@ -1,4 +1,4 @@
-"""One random value of each kind (name, number, date, place, code, word), from the words of a split."""
+"""Random values of all kinds (name, number, date, place, code, word), from the words of a split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
 def invented(rng: Random, split: str, count: int = 2) -> str:
-    """A made-up name of `count` syllables that belongs to the split, capitalised."""
+    """An invented, capitalised name of `count` syllables that belongs to the split."""
     while True:
         word = syllables(rng, count).capitalize()
         if of_split(word, split):
@@ -50,7 +50,7 @@ def town(rng: Random, split: str) -> str:
 
 
 def split_checked(make: Callable[[], str], split: str) -> str:
-    """Draws until the whole string belongs to the split."""
+    """Draws until the string belongs to the split."""
     while True:
         value = make()
         if of_split(value, split):
@@ -193,7 +193,7 @@ NUMBERS: dict[str, Callable[[Random], str]] = {
 
 
 def value(kind: str, rng: Random, split: str) -> str:
-    """One value of a kind: a key of NAMES or NUMBERS, or a section of `words.txt`."""
+    """A value of a kind: a key of NAMES or NUMBERS, or a section of `words.txt`."""
     if kind in NAMES:
         return NAMES[kind](rng, split)
     if kind in NUMBERS:
@@ -205,11 +205,11 @@ OPEN_KINDS = ("person", "firstname", "town", "number", "code", "colour", "passwo
 
 
 def open_value(rng: Random, split: str) -> str:
-    """A value of any kind, or one or two made-up words: for attributes that promise no kind."""
+    """A value of any kind, or one or two invented words: for attributes without a kind."""
     form = rng.random()
     if form < 0.6:
         return value(rng.choice(OPEN_KINDS), rng, split)
     if form < 0.8:
         return rng.choice(words_of("noun", split)) + " " + rng.choice(words_of("noun", split))
-    made = invented(rng, split, rng.choice((1, 2, 3)))
-    return made if form < 0.9 else made.lower()
+    text = invented(rng, split, rng.choice((1, 2, 3)))
+    return text if form < 0.9 else text.lower()

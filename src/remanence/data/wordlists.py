@@ -1,4 +1,4 @@
-"""The word lists of the generator, and the hash that says which words training never sees."""
+"""The word lists of the generator, and the hash that decides which words are held out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HELDOUT_SHARE = 0.1
 
 @cache
 def words(section: str) -> tuple[str, ...]:
-    """The entries of one section of `words.txt`; KeyError for a name that it does not have."""
+    """The entries of a section of `words.txt`. KeyError if there is no such section."""
     return _sections()[section]
 
 
@@ -30,20 +30,20 @@ def _sections() -> dict[str, tuple[str, ...]]:
 
 @cache
 def is_heldout(text: str) -> bool:
-    """Whether `text` (a name or a value) is kept for evaluation: a tenth of all strings, by SHA-256."""
+    """Whether `text` (a name or a value) is held out: a tenth of all strings is, by SHA-256."""
     return hashlib.sha256(f"remanence:{text}".encode()).digest()[0] < 256 * HELDOUT_SHARE
 
 
 def of_split(text: str, split: str) -> bool:
-    """`split` is "heldout", or one of those that training may see: "train", "practice"."""
+    """Whether `text` belongs to `split`: "heldout", or "train" and "practice", which training sees."""
     return is_heldout(text) == (split == "heldout")
 
 
 @cache
 def words_of(section: str, split: str) -> tuple[str, ...]:
-    """The entries of a section that belong to a split; all of them where the split would be empty."""
-    kept = tuple(word for word in words(section) if of_split(word, split))
-    return kept or words(section)
+    """The entries of a section that belong to a split; all entries if the split would be empty."""
+    entries = tuple(word for word in words(section) if of_split(word, split))
+    return entries or words(section)
 
 
 def syllables(rng: Random, count: int) -> str:

@@ -1,1 +1,1 @@
-"""Question answering with and without memory: tasks, systems, figures."""
+"""Evaluations: question answering and retention with memory, without it, and with references as text."""

@@ -1,4 +1,4 @@
-"""How an answer is compared with the right ones: exact match and F1 over words, after SQuAD's normalisation."""
+"""Compares an answer with the right ones: exact match and F1 over words, after SQuAD's normalisation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def normalise(text: str) -> str:
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1.0 where the two are the same text after `normalise`, else 0.0."""
+    """1.0 if both are the same text after `normalise`, else 0.0."""
     return float(normalise(answer) == normalise(gold))
 
 
 def f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall over words, repeated words counted; two empty texts give 1.0."""
-    given, right = normalise(answer).split(), normalise(gold).split()
-    if not given or not right:
-        return float(given == right)
-    shared = sum((Counter(given) & Counter(right)).values())
-    return 2 * shared / (len(given) + len(right))
+    """Harmonic mean of precision and recall over words, with repetitions; 1.0 for two empty texts."""
+    words, gold_words = normalise(answer).split(), normalise(gold).split()
+    if not words or not gold_words:
+        return float(words == gold_words)
+    shared = sum((Counter(words) & Counter(gold_words)).values())
+    return 2 * shared / (len(words) + len(gold_words))
 
 
 def best(metric: Metric, answer: str, golds: Iterable[str]) -> float:
-    """The largest value over all right answers."""
+    """The largest value of `metric` over all right answers."""
     return max(metric(answer, gold) for gold in golds)

@@ -1,4 +1,4 @@
-"""What a latent pool about something else does to running text: the loss with it beside the base model's own."""
+"""The loss on running text with an M+ pool about something else, beside the base model's own loss."""
 
 from __future__ import annotations
 
@@ -13,44 +13,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from remanence.errors import InputError
-from remanence.eval.run import Bar
 from remanence.eval.streams import check_files, other_texts
 from remanence.generation import read_or_not
 from remanence.lm.decode import pad_left
 from remanence.lm.lm import LM
+from remanence.measurement import Bar, MeasurementOptions, envelope
 from remanence.methods import load as load_method
 from remanence.methods.mplus.method import MPlus
 from remanence.methods.mplus.pool import Pool
-from remanence.provenance import commit, machine
 
 LEAD_TOKENS, TEXT_TOKENS = 32, 128
 ALWAYS = "full_pool_always_read"
-"""What a full pool does to text that it is not about when nothing keeps it from being read."""
+"""The system that reads the full pool for every text, without a test of whether it is about it."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """`n` texts of up to one chunk each; `fill_tokens` of the generator's passages go into the full pool before."""
+class Options(MeasurementOptions):
+    """`n` texts of up to one chunk each, from `data` (None: generated).
+
+    `fill_tokens` tokens of generated passages are written into the full pool first.
+    """
 
     n: int = 200
     fill_tokens: int = 20_000
-    seed: int = 0
     batch_size: int = 16
     data: Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_files(self.data)
-        for name in ("n", "fill_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
 
 
 def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
-    """Mean loss in nats per token (the figures that M+ calls perplexity) and perplexity, of what follows a lead.
+    """The envelope with mean loss (nats per token, which M+ calls perplexity) and perplexity of each system.
 
-    A text's first `LEAD_TOKENS` (half of a shorter text) are what a pool is asked with; they are not scored. Of a model
-    without latent memory the loss is its own alone.
+    The first `LEAD_TOKENS` of a text (half of a shorter text) query the pool; they are not scored. A model without
+    latent memory has the system "base" only.
     """
     method = None if lm.latent is None else load_method("mplus", lm)
     assert method is None or isinstance(method, MPlus)
@@ -79,25 +77,24 @@ def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
         loss = sum(losses) / len(losses)
         systems[name] = {"loss_nats": loss, "perplexity": exp(loss), "tokens": len(losses), "read": num_read}
     base = systems["base"]
-    return {
-        "task": "perplexity",
-        "n": len(texts),
-        "seed": options.seed,
-        "commit": commit(),
-        "machine": machine(),
-        "model": lm.name,
-        "conditions": {
+    return envelope(
+        "task",
+        "perplexity",
+        systems,
+        n=len(texts),
+        seed=options.seed,
+        model=lm.name,
+        conditions={
             "text": "generated" if options.data is None else options.data.name,
             "fill_tokens": options.fill_tokens,
         },
-        "systems": systems,
-        "ratios": {
+        ratios={
             f"{name}_{figure}": systems[name][figure] / base[figure]
             for name in pools
             if name != "base"
             for figure in ("loss_nats", "perplexity")
         },
-    }
+    )
 
 
 def _filled(lm: LM, method: MPlus, pool: Pool, stream: Iterator[tuple[str, int]], num_tokens: int, bar: Bar) -> Pool:
@@ -113,7 +110,7 @@ def _filled(lm: LM, method: MPlus, pool: Pool, stream: Iterator[tuple[str, int]]
 
 @torch.inference_mode()
 def _losses(lm: LM, method: MPlus | None, pool: Pool | None, texts: Sequence[list[int]]) -> list[float]:
-    """Of every token after each text's lead, in nats; `pool` None: the base model, with its BOS."""
+    """The loss in nats of every token after each text's lead; `pool` None: of the base model, with its BOS."""
     lead = [] if pool is not None else lm.bos
     ids_BT, mask_BT = pad_left([[*lead, *text] for text in texts], lm.device)
     if pool is None or method is None:
@@ -124,10 +121,10 @@ def _losses(lm: LM, method: MPlus | None, pool: Pool | None, texts: Sequence[lis
         prefix = method.prefix(lm, [pool], asks_BT)
         positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
         logits_BTV = lm.forward(ids_BT, prefix, positions_BT, mask_BT, role=method.role)
-    found: list[float] = []
+    losses: list[float] = []
     for row_TV, ids_T, text in zip(logits_BTV, ids_BT, texts, strict=True):
-        found += _row(row_TV, ids_T, len(text) - _lead(text))
-    return found
+        losses += _row(row_TV, ids_T, len(text) - _lead(text))
+    return losses
 
 
 def _lead(text: Sequence[int]) -> int:

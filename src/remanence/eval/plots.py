@@ -1,4 +1,4 @@
-"""Pictures of figures that people would rather look at."""
+"""Draws the results of evaluations."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NAMES = {
 
 
 def check_drawable(picture: Path) -> None:
-    """MissingExtra or InputError now, rather than when all is measured."""
+    """MissingExtra or InputError if the picture cannot be drawn: before the measurement, rather than after it."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtra("matplotlib", "train", "drawing curves") from error
     if picture.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"{str(picture)!r} is no picture", "end it in .png, .svg or .pdf")
+        raise InputError(f"{str(picture)!r} is not a picture", "use a name that ends in .png, .svg or .pdf")
 
 
 def draw_retention(result: dict[str, Any], picture: Path) -> None:
-    """Exact match over tokens of other text, and below it what the process held in RAM."""
+    """Draws exact match over tokens of other text, and below it the RAM of the process."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -35,8 +35,8 @@ def draw_retention(result: dict[str, Any], picture: Path) -> None:
     for name, figures in result["systems"].items():
         tokens, share = zip(*figures["curve"], strict=True)
         above.plot([t / 1000 for t in tokens], share, marker="o", markersize=3, label=NAMES.get(name, name))
-        held = [size / 2**20 for size in figures["resident_bytes"]][: len(tokens) - 1]
-        below.plot([t / 1000 for t in tokens[1 : 1 + len(held)]], held)
+        resident = [size / 2**20 for size in figures["resident_bytes"]][: len(tokens) - 1]
+        below.plot([t / 1000 for t in tokens[1 : 1 + len(resident)]], resident)
     above.set_ylim(-0.02, 1.02)
     above.set_ylabel(f"exact match ({result['n']} questions)")
     above.grid(alpha=0.3)

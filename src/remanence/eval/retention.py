@@ -1,9 +1,9 @@
-"""How much of what was written is still answered after so many tokens of other text.
+"""Retention: how many facts are still answered correctly after a number of tokens of other text.
 
-Unlike the papers' exam (one context, then distractors, for each question anew) all facts are written first, and all
-are asked at every mark: so the facts are each other's distractors too, and the other text is read once.
-`answerable` asks only what the base model can read, as M+ does (§4.3): what a model cannot answer with the passage
-before its eyes says nothing about its memory.
+The papers read one context, then distractors, again for each question. Here all facts are written first, then the other
+text once, and all questions are asked at every mark: so the facts are distractors of each other, too. `answerable`
+keeps the questions that the base model answers with the passage in its context, as M+ does (§4.3): others say nothing
+about its memory.
 """
 
 from __future__ import annotations
@@ -17,32 +17,30 @@ from typing import Any
 
 from remanence.errors import InputError
 from remanence.eval.metrics import best, exact_match, f1
-from remanence.eval.pooled import PoolReader
-from remanence.eval.run import Bar
-from remanence.eval.streams import Fact, check_files, facts_to_keep, other_texts, short_answers
-from remanence.eval.windows import ExplicitReader, TextReader
+from remanence.eval.readers import ExplicitReader, PoolReader, Reader, TextReader
+from remanence.eval.streams import FactQuestion, check_files, draw_facts, other_texts, short_answers
 from remanence.lm.lm import LM
 from remanence.lm.load import load
+from remanence.measurement import Bar, MeasurementOptions, envelope
 from remanence.methods import load as load_method
 from remanence.methods.mplus.method import MPlus
-from remanence.provenance import commit, machine
 
 PASSAGE_TOKENS = 128
 SYSTEMS = ("mplus", "mplus_without_ltm", "sliding_window", "full_context", "memory3")
 
 
 @dataclass(frozen=True)
-class Options:
-    """`tokens` of other text are written after the facts; every `every` of them all questions are asked.
+class Options(MeasurementOptions):
+    """`tokens` tokens of other text follow `n` facts; all questions are asked every `every` tokens.
 
-    `answerable`: of all short questions of `data`, those that the base model answers with the passage in its context.
+    `data`: a SQuAD file with the facts, `distractors`: a file with the other text (None: generated). `answerable`: only
+    the questions of `data` that the base model answers with the passage in its context.
     """
 
     tokens: int = 160_000
     every: int = 10_000
     n: int = 100
     systems: tuple[str, ...] = SYSTEMS
-    seed: int = 0
     batch_size: int = 32
     max_tokens: int = 16
     data: Path | None = None
@@ -50,21 +48,20 @@ class Options:
     answerable: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "every", "n", "batch_size", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name.replace('_', ' ')} is {getattr(self, name)}", "use 1 or more")
+        super().__post_init__()
         check_files(self.data, self.distractors)
         if self.answerable and self.data is None:
-            raise InputError("--answerable chooses among the questions of a file", "add --data FILE (SQuAD format)")
-        if odd := [name for name in self.systems if name not in SYSTEMS]:
-            raise InputError(f"no system is called {odd[0]!r}", f"use some of {', '.join(SYSTEMS)}")
+            raise InputError("--answerable selects questions of a file", "add --data FILE (SQuAD format)")
+        if unknown := [name for name in self.systems if name not in SYSTEMS]:
+            raise InputError(f"no system is called {unknown[0]!r}", f"use some of {', '.join(SYSTEMS)}")
 
 
 @dataclass
 class Curve:
-    """`points`: (tokens of other text, answers), the first of each fact right after it was written alone.
+    """The answers of one system. `points`: (tokens of other text, answers).
 
-    `together`: after all facts and before other text. `seconds` of writing and `resident_bytes` at each later point.
+    At the first point each fact has been written alone. `together`: the answers after all facts, before other text.
+    `seconds` (of writing, per token) and `resident_bytes` are of the later points.
     """
 
     points: list[tuple[int, list[str]]] = field(default_factory=list)
@@ -74,85 +71,87 @@ class Curve:
 
 
 def run(lm: LM, options: Options, bar: Bar, folder: Path) -> dict[str, Any]:
-    """Every system reads the same facts, then the same text; `folder` takes long-term rows and banks.
+    """The envelope of a retention test: every system reads the same facts, then the same text.
 
-    A model without latent memory is read by those that need none.
+    `folder`: for rows of long-term memory, and banks. InputError if the model does not support a system.
     """
     needs_pool = any(name.startswith("mplus") for name in options.systems)
     method = load_method("mplus", lm) if needs_pool or lm.latent is not None else None
     assert method is None or isinstance(method, MPlus)
     limit = method.reference_tokens() if method else PASSAGE_TOKENS
     if options.answerable:
-        kept, choice = _answerable(_base(lm), options, lm.count_tokens, limit, bar)
+        facts, choice = _answerable(_base(lm), options, lm.count_tokens, limit, bar)
     else:
-        kept, choice = facts_to_keep(options.data, options.n, options.seed, lm.count_tokens, limit), None
+        facts, choice = draw_facts(options.data, options.n, options.seed, lm.count_tokens, limit), None
     curves: dict[str, Curve] = {}
     for names, make in _readers(lm, method, options, folder):
-        curves |= _follow(names, make(), kept, options, lm, limit, bar)
-    return _result(lm, options, kept, choice, curves)
+        curves |= _follow(names, make(), facts, options, lm, limit, bar)
+    return _result(lm, options, facts, choice, curves)
 
 
 def _base(lm: LM) -> LM:
-    """The model that an adapter for latent memory was made for; any other as it is."""
+    """The base of an adapter for latent memory; any other model itself."""
     return load(str(lm.settings["adapter"]["base"])) if lm.latent is not None and "adapter" in lm.settings else lm
 
 
 def _answerable(
     base: LM, options: Options, count_tokens: Callable[[str], int], limit: int, bar: Bar
-) -> tuple[list[Fact], dict[str, int]]:
-    """At most `n` of the questions that `base` answers exactly with their passage alone; how many those are."""
+) -> tuple[list[FactQuestion], dict[str, int]]:
+    """(at most `n` questions that `base` answers exactly from their passage, the counts of questions)."""
     assert options.data is not None
-    asked = [fact for facts in short_answers(options.data, count_tokens, limit) for fact in facts]
-    reader, known = TextReader(base, options.max_tokens), []
-    with bar("questions that the base model can read", len(asked)) as advance:
-        for item in asked:
-            [answer] = reader.right_after("full_context", [item], 1)
-            if best(exact_match, answer, item.answers):
-                known.append(item)
+    questions = [fact for facts in short_answers(options.data, count_tokens, limit) for fact in facts]
+    reader, answered = TextReader(base, options.max_tokens), []
+    with bar("questions that the base model can read", len(questions)) as advance:
+        for fact in questions:
+            [answer] = reader.right_after("full_context", [fact], 1)
+            if best(exact_match, answer, fact.answers):
+                answered.append(fact)
             advance(1)
-    if not known:
+    if not answered:
         raise InputError(
-            f"the base model answers none of {len(asked)} questions of {options.data.name!r} from their passages",
+            f"the base model answers none of {len(questions)} questions of {options.data.name!r} from their passages",
             "give other questions, or leave --answerable out",
         )
-    chosen = Random(f"retention {options.seed}").sample(known, min(options.n, len(known)))
-    return chosen, {"asked_of_the_base_model": len(asked), "kept": len(known)}
+    chosen = Random(f"retention {options.seed}").sample(answered, min(options.n, len(answered)))
+    return chosen, {"asked_of_the_base_model": len(questions), "kept": len(answered)}
 
 
-def _readers(lm: LM, method: MPlus | None, options: Options, folder: Path) -> list[tuple[list[str], Callable[[], Any]]]:
-    """What reads the stream, and the systems that it answers for."""
+def _readers(
+    lm: LM, method: MPlus | None, options: Options, folder: Path
+) -> list[tuple[list[str], Callable[[], Reader]]]:
+    """(names of systems, function that makes the reader that answers for them)."""
     base = _base(lm)
     chosen = options.systems
-    found: list[tuple[list[str], Callable[[], Any]]] = []
+    readers: list[tuple[list[str], Callable[[], Reader]]] = []
     if method and (pooled := [name for name in chosen if name.startswith("mplus")]):
-        found.append((pooled, lambda: PoolReader(lm, method, options.seed, folder / "rows", options.max_tokens)))
+        readers.append((pooled, lambda: PoolReader(lm, method, options.seed, folder / "rows", options.max_tokens)))
     if texts := [name for name in chosen if name in ("sliding_window", "full_context")]:
-        found.append((texts, lambda: TextReader(base, options.max_tokens)))
+        readers.append((texts, lambda: TextReader(base, options.max_tokens)))
     if "memory3" in chosen:
-        found.append((["memory3"], lambda: ExplicitReader(base, folder / "bank", options.max_tokens)))
-    return found
+        readers.append((["memory3"], lambda: ExplicitReader(base, folder / "bank", options.max_tokens)))
+    return readers
 
 
 def _follow(
-    names: Sequence[str], reader: Any, kept: Sequence[Fact], options: Options, lm: LM, limit: int, bar: Bar
+    names: Sequence[str], reader: Reader, facts: Sequence[FactQuestion], options: Options, lm: LM, limit: int, bar: Bar
 ) -> dict[str, Curve]:
     curves = {name: Curve() for name in names}
-    passages = dict.fromkeys(item.chunks for item in kept)  # several questions may be about one
+    passages = dict.fromkeys(fact.chunks for fact in facts)  # several questions may be about one passage
     with bar(f"{', '.join(names)}: facts", len(passages)) as advance:
         for name in names:
-            curves[name].points.append((0, reader.right_after(name, kept, options.batch_size)))
+            curves[name].points.append((0, reader.right_after(name, facts, options.batch_size)))
         for chunks in passages:
             reader.write(chunks)
             advance(1)
         reader.flush()
         for name in names:
-            curves[name].together = reader.ask(name, kept, options.batch_size) or []
+            curves[name].together = reader.ask(name, facts, options.batch_size) or []
     stream, done = other_texts(options.distractors, options.seed, lm.count_tokens, limit), 0
     with bar(f"{', '.join(names)}: other text", options.tokens) as advance:
         for goal in [*range(options.every, options.tokens, options.every), options.tokens]:
             if done >= goal:
-                continue  # one chunk has passed two marks
-            begun, seconds = done, 0.0
+                continue  # one chunk passed two marks
+            first, seconds = done, 0.0
             while done < goal:
                 text, size = next(stream)
                 before = time.monotonic()
@@ -164,16 +163,16 @@ def _follow(
             reader.flush()
             seconds += time.monotonic() - before
             for name in names:
-                if (answers := reader.ask(name, kept, options.batch_size)) is not None:
+                if (answers := reader.ask(name, facts, options.batch_size)) is not None:
                     curves[name].points.append((done, answers))
-                curves[name].seconds.append(seconds / (done - begun))
+                curves[name].seconds.append(seconds / (done - first))
                 curves[name].resident_bytes.append(resident_bytes())
     reader.close()
     return curves
 
 
 def resident_bytes() -> int:
-    """What this process holds in RAM now, mapped files included; 0 where the system does not say."""
+    """The RAM of this process, including mapped files; 0 if the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
@@ -182,15 +181,15 @@ def resident_bytes() -> int:
 
 
 def _result(
-    lm: LM, options: Options, kept: Sequence[Fact], choice: dict[str, int] | None, curves: dict[str, Curve]
+    lm: LM, options: Options, facts: Sequence[FactQuestion], choice: dict[str, int] | None, curves: dict[str, Curve]
 ) -> dict[str, Any]:
-    systems = {name: _figures(curve, kept) for name, curve in curves.items()}
+    systems = {name: _figures(curve, facts) for name, curve in curves.items()}
     ratios = {
         f"{name}_end_to_start": figures["curve"][-1][1] / figures["curve"][0][1]
         for name, figures in systems.items()
         if figures["curve"][0][1] > 0 and figures["curve"][-1][0] >= options.tokens
     }
-    passages = {item.chunks for item in kept}
+    passages = {fact.chunks for fact in facts}
     conditions: dict[str, Any] = {
         "tokens": options.tokens,
         "passages": len(passages),
@@ -200,22 +199,21 @@ def _result(
     }
     if choice is not None:
         conditions["answerable"] = choice
-    return {
-        "task": "retention",
-        "n": len(kept),
-        "seed": options.seed,
-        "commit": commit(),
-        "machine": machine(),
-        "model": lm.name,
-        "conditions": conditions,
-        "systems": systems,
-        "ratios": ratios,
-    }
+    return envelope(
+        "task",
+        "retention",
+        systems,
+        n=len(facts),
+        seed=options.seed,
+        model=lm.name,
+        conditions=conditions,
+        ratios=ratios,
+    )
 
 
-def _figures(curve: Curve, kept: Sequence[Fact]) -> dict[str, Any]:
+def _figures(curve: Curve, facts: Sequence[FactQuestion]) -> dict[str, Any]:
     def mean(metric: Callable[[str, str], float], answers: list[str]) -> float:
-        return sum(best(metric, a, item.answers) for a, item in zip(answers, kept, strict=True)) / len(kept)
+        return sum(best(metric, a, fact.answers) for a, fact in zip(answers, facts, strict=True)) / len(facts)
 
     return {
         "curve": [[tokens, mean(exact_match, answers)] for tokens, answers in curve.points],

@@ -1,4 +1,4 @@
-"""What an exam of retention is made of: facts to keep, and an endless stream of other text after them."""
+"""The data of a retention test: facts with questions, and an endless stream of other text."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from remanence.errors import InputError
 from remanence.text.chunks import split
 
 GENERATED = 2000
-"""Passages that the generator makes at once."""
+"""Passages per call of the generator."""
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A passage in chunks, and one question about it."""
+class FactQuestion:
+    """A passage in chunks, a question about it, and the right answers."""
 
     chunks: tuple[str, ...]
     question: str
     answers: tuple[str, ...]
 
 
-def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[str], int], limit: int) -> list[Fact]:
-    """`n` facts with words that no training text has; or with `data` (SQuAD format) one question of each context.
+def draw_facts(
+    data: Path | None, n: int, seed: int, count_tokens: Callable[[str], int], limit: int
+) -> list[FactQuestion]:
+    """`n` facts with words that no training text contains; with `data` (SQuAD format), one question per context.
 
-    SQuAD's questions are those whose first answer has at most `ANSWER_WORDS` words (the papers keep answers of three
-    tokens).
+    Only questions whose first answer has at most `ANSWER_WORDS` words are used (the papers: three tokens). `limit`: the
+    most tokens of a chunk.
     """
     if data is not None:
         rng = Random(f"retention {seed}")
-        found = [rng.choice(facts) for facts in short_answers(data, count_tokens, limit)]
-        return rng.sample(found, min(n, len(found)))
+        questions = [rng.choice(facts) for facts in short_answers(data, count_tokens, limit)]
+        return rng.sample(questions, min(n, len(questions)))
     return [
         _fact(record["passage"], record["question"], (record["answer"],), count_tokens, limit)
         for record in heldout_facts(n, seed)
@@ -46,9 +48,9 @@ def facts_to_keep(data: Path | None, n: int, seed: int, count_tokens: Callable[[
 ANSWER_WORDS = 3
 
 
-def short_answers(data: Path, count_tokens: Callable[[str], int], limit: int) -> list[list[Fact]]:
-    """Of each context of a SQuAD file every question with a short answer; contexts without one are left out."""
-    found = [
+def short_answers(data: Path, count_tokens: Callable[[str], int], limit: int) -> list[list[FactQuestion]]:
+    """The questions with a short answer, by context of a SQuAD file. InputError if there are none."""
+    questions = [
         [
             _fact(context.text, question, answers, count_tokens, limit)
             for question, answers in context.questions
@@ -56,38 +58,40 @@ def short_answers(data: Path, count_tokens: Callable[[str], int], limit: int) ->
         ]
         for context in read_squad(data)
     ]
-    if not any(found):
+    if not any(questions):
         raise InputError(f"{str(data)!r} has no question with a short answer", "give another SQuAD file")
-    return [facts for facts in found if facts]
+    return [facts for facts in questions if facts]
 
 
-def _fact(text: str, question: str, answers: tuple[str, ...], count_tokens: Callable[[str], int], limit: int) -> Fact:
-    return Fact(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
+def _fact(
+    text: str, question: str, answers: tuple[str, ...], count_tokens: Callable[[str], int], limit: int
+) -> FactQuestion:
+    return FactQuestion(tuple(piece.text for piece in split(text, count_tokens, limit)), question, answers)
 
 
 def other_texts(
     source: Path | None, seed: int, count_tokens: Callable[[str], int], limit: int
 ) -> Iterator[tuple[str, int]]:
-    """(chunk, tokens) of text that no question is about, for as long as it is asked for.
+    """An endless stream of (chunk, number of tokens) that no question is about.
 
-    `source`: books (.jsonl, .jsonl.gz with a "text" each, or plain .txt), their paragraphs joined until a chunk is
-    full, again from the start when they end; None: the generator's passages about other subjects, never the same.
+    `source`: books (.jsonl or .jsonl.gz with a "text" on each line, or plain .txt), whose paragraphs are joined to full
+    chunks, again and again; None: generated passages about other subjects, without repetition.
     """
     texts = _books(source) if source else _generated(seed)
-    held: list[str] = []
+    parts: list[str] = []
     size = 0
     for text in texts:
         for piece in split(text, count_tokens, limit):
-            if held and size + piece.num_tokens + 1 > limit:
-                joined = " ".join(held)
+            if parts and size + piece.num_tokens + 1 > limit:
+                joined = " ".join(parts)
                 yield joined, count_tokens(joined)
-                held, size = [], 0
-            held.append(piece.text)
+                parts, size = [], 0
+            parts.append(piece.text)
             size += piece.num_tokens + 1
 
 
 def check_files(*files: Path | None) -> None:
-    """InputError now, rather than when a model is loaded."""
+    """InputError for a file that does not exist: before a model is loaded."""
     for file in files:
         if file is not None and not file.is_file():
             raise InputError(f"there is no file {str(file)!r}", "give a .txt, .jsonl, .json or .gz file that exists")

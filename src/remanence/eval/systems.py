@@ -1,4 +1,4 @@
-"""The systems that an exam is sat by: one bank, one retriever, and a method each."""
+"""The systems that an evaluation compares: each with a method, all with one bank and one retriever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from remanence import methods
 from remanence.bank import Bank
 from remanence.errors import InputError
-from remanence.eval.tasks.base import Exam, Task
+from remanence.eval.tasks.base import EvalSet, Task
 from remanence.lm.lm import LM
 from remanence.methods.base import MemorySource, Method, Prompt, Reading, text_layout
 from remanence.session import Session
@@ -21,7 +21,7 @@ TEXT = "retrieved_text"
 
 @dataclass(frozen=True)
 class System:
-    """`recall` False is the plain model; `limit` is how many memories are recalled at once, None where all that fit."""
+    """`recall` False: the plain model. `limit`: the most memories that are recalled at once; None: all that fit."""
 
     name: str
     session: Session
@@ -31,15 +31,15 @@ class System:
 
 @dataclass(frozen=True)
 class OwnContextConfig:
-    """`reserved_tokens` of the model's positions are kept free for the answer."""
+    """`reserved_tokens`: positions of the model that are reserved for the answer."""
 
     reserved_tokens: int
 
 
 class OwnContext(Method):
-    """Each question's own passage as text in front of it, its end cut where the model has no room for it."""
+    """Each question with its own passage as text, which is cut at its end if it does not fit the model."""
 
-    # no `name`: this is no method to be chosen by name, so it stays out of the registry
+    # it has no `name`, so it is not in the registry of methods
     writes_tensors = False
 
     def __init__(self, passages: Mapping[str, str], config: OwnContextConfig) -> None:
@@ -56,22 +56,25 @@ class OwnContext(Method):
         return ids if len(ids) <= limit else (*ids[: limit - len(prompt.ids)], *prompt.ids)
 
 
-def make_systems(lm: LM, bank: Bank, names: Sequence[str], task: Task, exam: Exam, max_tokens: int) -> list[System]:
-    """One system per name: "plain" or a method, which may name its preset ("memory3:dense")."""
+def make_systems(
+    lm: LM, bank: Bank, names: Sequence[str], task: Task, eval_set: EvalSet, max_tokens: int
+) -> list[System]:
+    """One system per name: "plain", or a method, maybe with its preset ("memory3:dense"). InputError for bad names."""
     if not names or len(set(names)) != len(names):
-        raise InputError(f"systems are {', '.join(names) or 'none'}", "name each once, e.g. plain,memory3")
+        raise InputError(f"the systems are {', '.join(names) or 'none'}", "name each once, as in plain,memory3")
     systems: list[System] = []
     for name in names:
-        session = Session(lm, bank, _method(lm, name, task, exam, max_tokens))
+        session = Session(lm, bank, _method(lm, name, task, eval_set, max_tokens))
         if systems:
             session.retriever = systems[0].session.retriever
         systems.append(System(name, session, name != PLAIN, _limit(session.method)))
     return systems
 
 
-def _method(lm: LM, name: str, task: Task, exam: Exam, max_tokens: int) -> Method:
+def _method(lm: LM, name: str, task: Task, eval_set: EvalSet, max_tokens: int) -> Method:
     if name == FULL and task.own_context:
-        passages = {item.question: exam.passages[item.passage] for item in exam.items if item.passage is not None}
+        examples = (each for each in eval_set.examples if each.passage is not None)
+        passages = {each.question: eval_set.passages[each.passage] for each in examples if each.passage is not None}
         return OwnContext(passages, OwnContextConfig(reserved_tokens=max_tokens))
     return methods.load(TEXT if name == PLAIN else name, lm)
 

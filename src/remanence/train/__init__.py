@@ -1,0 +1,1 @@
+"""Trains models that read and write memory: recipes, examples, the loop, and a trainer for each class of recipes."""

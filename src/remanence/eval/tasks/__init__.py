@@ -1,17 +1,17 @@
-"""Evaluation tasks: the folder is the registry; a task is one file with one frozen dataclass."""
+"""Evaluation tasks. The folder is the registry: a task is one file with one frozen dataclass."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from remanence.eval.tasks.base import Exam, Item, Task
+from remanence.eval.tasks.base import EvalSet, Example, Task
 
-__all__ = ["Exam", "Item", "Task", "known"]
+__all__ = ["EvalSet", "Example", "Task", "known"]
 
 
 def known() -> dict[str, type[Task]]:
-    """Every task in this folder by its name."""
+    """The tasks in this folder, by name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return {task.name: task for task in sorted(Task.__subclasses__(), key=lambda task: task.name)}

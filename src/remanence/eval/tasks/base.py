@@ -1,4 +1,4 @@
-"""What a task is: passages for the bank, and questions with their right answers."""
+"""The interface of an evaluation task: passages for the bank, and questions with their right answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Item:
-    """A question, every answer that is right, and the index of the passage that holds it.
+class Example:
+    """A question, all of its right answers, and the index of the passage that contains them.
 
-    `passage` None: none of the bank does, and the only right answer is that there is none.
+    `passage` None: no passage contains one, and the right answer is that it is not known.
     """
 
     question: str
@@ -23,34 +23,36 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """`passages` go into the bank in this order; `notes` are counts that belong beside the figures."""
+class EvalSet:
+    """`passages` go into the bank in this order. `notes`: counts that are reported beside the figures."""
 
     passages: tuple[str, ...]
-    items: tuple[Item, ...]
+    examples: tuple[Example, ...]
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Task(ABC):
-    """A frozen dataclass of settings; its fields (metadata: "help") are the options of `remanence eval NAME`."""
+    """A frozen dataclass of settings. Its fields (metadata: "help") are the options of `remanence eval NAME`."""
 
     name: ClassVar[str]
     headline: ClassVar[str]
-    """The figure that the ratio to `retrieved_text` is made of."""
+    """The figure whose ratio to `retrieved_text` is reported."""
     own_context: ClassVar[bool] = False
-    """True: full_context is given the question's own passage, not as much of the bank as fits."""
+    """True: full_context reads the question's own passage, instead of as much of the bank as fits."""
 
     @abstractmethod
-    def exam(self, n: int, seed: int) -> Exam:
-        """At most `n` questions; the same seed gives the same exam. InputError where a file cannot be used."""
+    def eval_set(self, n: int, seed: int) -> EvalSet:
+        """At most `n` questions. The same seed gives the same set. InputError if a file cannot be used."""
 
 
-def shuffled(passages: Sequence[str], items: Sequence[Item], seed: int) -> tuple[tuple[str, ...], tuple[Item, ...]]:
-    """Passages in an order that says nothing about which of them are asked for; items follow theirs."""
+def shuffled(
+    passages: Sequence[str], examples: Sequence[Example], seed: int
+) -> tuple[tuple[str, ...], tuple[Example, ...]]:
+    """Passages in random order, so that their places say nothing about the questions; and the examples for them."""
     order = list(range(len(passages)))
     Random(f"order {seed}").shuffle(order)
     place = {old: new for new, old in enumerate(order)}
     moved = tuple(
-        item if item.passage is None else dataclasses.replace(item, passage=place[item.passage]) for item in items
+        each if each.passage is None else dataclasses.replace(each, passage=place[each.passage]) for each in examples
     )
     return tuple(passages[old] for old in order), moved

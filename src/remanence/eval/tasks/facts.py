@@ -1,4 +1,4 @@
-"""Facts that no training saw, one passage each, among passages of the same style."""
+"""The task "facts": held-out facts, one passage each, among passages of the same style."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from remanence.data.facts import distractor_passages, heldout_facts
 from remanence.errors import InputError
-from remanence.eval.tasks.base import Exam, Item, Task, shuffled
+from remanence.eval.tasks.base import EvalSet, Example, Task, shuffled
 
 Record = dict[str, str]
 FIELDS = ("passage", "question", "answer")
@@ -18,37 +18,38 @@ FIELDS = ("passage", "question", "answer")
 
 @dataclass(frozen=True)
 class Facts(Task):
-    """Held-out facts of the generator, or anybody's own, among distractors."""
+    """Held-out facts of the generator, or your own, among distractors."""
 
     name: ClassVar[str] = "facts"
     headline: ClassVar[str] = "exact_match"
 
     facts: Path | None = field(default=None, metadata={"help": f"JSONL of {', '.join(FIELDS)}; else the generator's."})
     distractors: Path | None = field(default=None, metadata={"help": "Plain text, paragraphs; else the generator's."})
-    bank_size: int = field(default=1000, metadata={"help": "Passages in the bank, the facts' own included."})
+    bank_size: int = field(default=1000, metadata={"help": "Passages in the bank, including those of the facts."})
     unanswerable: bool = field(default=False, metadata={"help": "Leave every second fact's passage out of the bank."})
 
-    def exam(self, n: int, seed: int) -> Exam:
+    def eval_set(self, n: int, seed: int) -> EvalSet:
         records = read_facts(self.facts)[:n] if self.facts else heldout_facts(n, seed)
-        told = list(dict.fromkeys(record["passage"] for record in records))
-        own = told[::2] if self.unanswerable else told
-        place, known = {text: index for index, text in enumerate(own)}, set(told)
-        items = [Item(record["question"], (record["answer"],), place.get(record["passage"])) for record in records]
-        absent = sum(item.passage is None for item in items)
-        if self.unanswerable and absent in (0, len(items)):
-            raise InputError(f"{len(items)} questions on {len(told)} passages", "ask at least two, of two passages")
-        wanted = max(0, self.bank_size - len(own))
-        others = [text for text in self._others(wanted + len(told), seed) if text not in known][:wanted]
-        passages, asked = shuffled([*own, *others], items, seed)
+        texts = list(dict.fromkeys(record["passage"] for record in records))
+        own = texts[::2] if self.unanswerable else texts
+        place, known = {text: index for index, text in enumerate(own)}, set(texts)
+        examples = [Example(each["question"], (each["answer"],), place.get(each["passage"])) for each in records]
+        absent = sum(example.passage is None for example in examples)
+        if self.unanswerable and absent in (0, len(examples)):
+            problem = f"{len(examples)} questions about {len(texts)} passages are too few"
+            raise InputError(problem, "give at least two, about two passages")
+        room = max(0, self.bank_size - len(own))
+        others = [text for text in self._others(room + len(texts), seed) if text not in known][:room]
+        passages, moved = shuffled([*own, *others], examples, seed)
         notes = {"passages": len(passages), "distractors": len(others)}
-        return Exam(passages, asked, notes | ({"in_no_passage": absent} if absent else {}))
+        return EvalSet(passages, moved, notes | ({"in_no_passage": absent} if absent else {}))
 
     def _others(self, count: int, seed: int) -> list[str]:
         return read_paragraphs(self.distractors) if self.distractors else distractor_passages(count, seed)
 
 
 def read_facts(path: Path) -> list[Record]:
-    """Records with all three `FIELDS`, none empty. InputError names the first line that is not one."""
+    """Records with all three `FIELDS`, none of them empty. InputError names the first line that is no such record."""
     records = []
     for number, line in enumerate(_read(path).splitlines(), 1):
         if line.strip():
@@ -67,12 +68,12 @@ def _record(path: Path, number: int, line: str) -> Record:
         raise InputError(reason, f"give a JSON object of strings: {', '.join(FIELDS)}") from error
     if not all(record.values()):
         empty = next(name for name in FIELDS if not record[name])
-        raise InputError(f"{str(path)!r} line {number} has an empty {empty!r}", "fill it in, or drop the line")
+        raise InputError(f"{str(path)!r} line {number} has an empty {empty!r}", "fill it in, or remove the line")
     return record
 
 
 def read_paragraphs(path: Path) -> list[str]:
-    """Different blocks between empty lines, each on one line. InputError where the file cannot be read."""
+    """The distinct paragraphs of a file (between empty lines), each as one line. InputError if it is unreadable."""
     blocks = (" ".join(block.split()) for block in re.split(r"\n\s*\n", _read(path)))
     return list(dict.fromkeys(block for block in blocks if block))
 

@@ -1,4 +1,4 @@
-"""Recipes by name and size: every number that a training run needs, frozen."""
+"""The recipes by name and size: frozen dataclasses with every number of a training run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
     **{f"mplus/{name}": sizes for name, sizes in MPLUS.items()},
     "retrofit": {"any": retrofit},
 }
-"""name -> size -> what makes it; the first size is meant where none is named."""
+"""name -> size -> function that makes the recipe. The first size is the default."""
 
 
 def recipe_of(name: str, size: str | None = None) -> Any:
-    """The frozen dataclass of a recipe at a size. InputError, with the nearest name, where there is none."""
+    """The recipe `name` at `size` (None: the default). InputError, with the nearest name, if there is none."""
     if name not in RECIPES:
         raise InputError(f"no recipe is called {name!r}", suggest(name, list(RECIPES)))
     sizes = RECIPES[name]
     if size is not None and size not in sizes:
-        raise InputError(f"{name} is not made at size {size!r}", f"use --at {' or '.join(sizes)}")
+        raise InputError(f"{name} has no size {size!r}", f"use --at {' or '.join(sizes)}")
     return sizes[size or next(iter(sizes))]()

@@ -1,4 +1,4 @@
-"""The recipe of SFT and DPO with memory: nano-chat answers out of what it recalls, and says when it does not know."""
+"""The recipe of SFT and DPO with memory: answer from what was recalled, or say that it is not known."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from remanence.errors import InputError
+from remanence.errors import InputError, check_counts
 from remanence.lm.lora import TARGETS, LoraConfig
-from remanence.train.guard import GuardConfig, check_counts
+from remanence.train.core.divergence import GuardConfig
 
 ChatStage = Literal["sft", "dpo"]
 CHAT_STAGES: tuple[ChatStage, ...] = ("sft", "dpo")
@@ -17,12 +17,12 @@ Step = Literal["sft", "dpo", "export"]
 
 @dataclass(frozen=True)
 class ChatPhase:
-    """One stage. Each step draws `groups` of passages and asks up to `questions` of each, one question a row.
+    """One stage. A step draws `groups` groups of passages and up to `questions` questions of each, one per row.
 
-    `absent`: the chance that what a question asks for is in no reference of its row: its passage is left out, or (one
-    of three) just the sentence that says it. `empty`: the chance of no reference at all. `text_every`: in every
-    so many-th step references stand in the prompt as text (0: never). `lr` falls as a cosine after the first tenth.
-    A step is `parts` such batches, whose gradients are averaged.
+    - `absent`: chance that the answer is in no reference: its passage is left out, or (one in three) only its sentence.
+    - `empty`: chance that a question has no references. `squad`: share of groups from SQuAD.
+    - `text_every`: in every so many-th step the references stand in the prompt as text (0: never).
+    - `parts`: batches per step, whose gradients are averaged. `lr` falls as a cosine after a tenth of the steps.
     """
 
     num_steps: int
@@ -42,13 +42,15 @@ class ChatPhase:
 
 @dataclass(frozen=True)
 class ChatRecipe:
-    """`base` is trained further, whole (`lora` None) or by an adapter that text is read with.
+    """`base` is trained further: whole (`lora` None), or by an adapter that text is read with.
 
-    No gradient reaches the writing of references. With an adapter the base writes them, as it was, so that its banks
-    stay valid for what comes out; a whole model writes them as it is by then. `kept_tokens`: of memories, step by step
-    in turn. `conversations`: a file of JSON lines to train on (`train/conversations.py`), `groups` times `questions` of
-    them at once; None: the generator's facts. `row_tokens`: at most. `beta`: of DPO (Rafailov et al., 2023);
-    `nll_weight`: of the chosen answers' own loss beside it.
+    No gradient reaches the writing of references. With an adapter the unchanged base writes them, so its banks stay
+    valid; a whole model writes them with its current weights.
+
+    - `kept_tokens`: kept tokens per KV head of a memory; the entries take turns, step by step (None: all).
+    - `conversations`: a file of JSON lines (`train/examples/conversations.py`), of which a batch has `groups` times
+      `questions`; None: generated facts. `row_tokens`: the longest row.
+    - `beta`: of DPO (Rafailov et al., 2023); `nll_weight`: weight of the loss of the chosen answers beside it.
     """
 
     seed: int = 0
@@ -74,7 +76,7 @@ class ChatRecipe:
     def __post_init__(self) -> None:
         check_counts(self, "eval_every", "row_tokens")
         if self.beta <= 0:
-            raise InputError(f"beta is {self.beta}", "give one above 0; the paper's is 0.01")
+            raise InputError(f"beta is {self.beta}", "use a value above 0; the paper has 0.01")
 
     def phase_of(self, stage: ChatStage) -> ChatPhase:
         return self.sft if stage == "sft" else self.dpo
@@ -86,10 +88,10 @@ def nano_chat() -> ChatRecipe:
 
 
 def large_chat(size: str) -> ChatRecipe:
-    """Memory³ §6 for a whole model (give --start, and conversations): its rates and β, 8 tokens per head.
+    """Memory³ §6 for a whole model (needs --start, and conversations): its learning rates and β, 8 tokens per head.
 
-    Batch 512, 2,048 tokens, and three epochs of 1,286,938 conversations are the paper's; batch and length of DPO (one
-    epoch over about 70,000 pairs), and that no other loss stands beside its own, are inferred.
+    From the paper: batches of 512, 2,048 tokens, three epochs of 1,286,938 conversations. Inferred: batch and length of
+    DPO (one epoch of about 70,000 pairs), and that DPO has no other loss.
     """
     return ChatRecipe(
         base=f"memory3-{size}",
@@ -106,10 +108,10 @@ def large_chat(size: str) -> ChatRecipe:
 
 
 def only(make: Callable[[], ChatRecipe], stage: ChatStage) -> Callable[[], ChatRecipe]:
-    """The recipe of one of its stages, and of what comes out of it."""
+    """The same recipe with one stage and the export."""
 
-    def made() -> ChatRecipe:
+    def single() -> ChatRecipe:
         return replace(make(), stages=(stage, "export"))
 
-    made.__doc__ = getattr(make, "func", make).__doc__  # of a `partial` the function's
-    return made
+    single.__doc__ = getattr(make, "func", make).__doc__  # a `partial` has no docstring of its own
+    return single

@@ -1,4 +1,4 @@
-"""The recipes of M+'s three stages, each a run that begins with what the one before it ended with."""
+"""The recipes of M+'s three stages; each is a run that begins with the result of the stage before it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from remanence.lm.lora import LoraConfig
+from remanence.train.core.schedule import Schedule
 from remanence.train.recipes.nano_mplus import MPlusPhase, MPlusRecipe, Stream, nano_mplus
-from remanence.train.schedule import Schedule
 
 GPUS = 8
-"""Of the authors: one document on each makes a step, and the rate of their files is multiplied by it."""
+"""The authors' GPUs: a step has one document on each, and the learning rate of their files is multiplied by it."""
 BANDS = ((4096, 8192), (8192, 16_384), (16_384, 32_768), (32_768, 65_536))
-"""Tokens of the long documents (SlimPajama); the short ones are fineweb-edu's, here 64 to 4,096 tokens (inferred)."""
+"""Tokens of long documents (SlimPajama). Short ones (fineweb-edu) have 64 to 4,096 tokens here (inferred)."""
 SHORT = (64, 4096)
 LONG_CHUNK = 384
 
@@ -34,7 +34,7 @@ def nano_stage3() -> MPlusRecipe:
 
 
 def _nano(number: int, schedule: Schedule) -> MPlusRecipe:
-    """Of the whole recipe's 2,430 steps the rate falls over the last 60 %: 67 % of the third stage's 2,180."""
+    """The rate falls over the last 60 % of the whole recipe's 2,430 steps, which is 67 % of the third stage's 2,180."""
     whole = nano_mplus()
     (phase,) = whole.stages[number : number + 1]
     share = min(1.0, whole.decay_share * whole.num_steps / phase.num_steps)
@@ -57,7 +57,8 @@ def _place(number: int) -> dict[str, Any]:
 def llama_stage1() -> MPlusRecipe:
     """M+ stage 1 (MemoryLLM-8B): 1.2 million steps on short documents, a pool of 12,800 rows, no retriever.
 
-    The authors' rate falls to a tenth over the first 100,000 steps; up to 50, then 100, then 200 chunks.
+    The authors' learning rate falls to a tenth over the first 100,000 steps. Documents have up to 50, 100, then 200
+    chunks.
     """
     short = (Stream(1.0, SHORT),)
     chunks = ((100_000, 50), (100_000, 100), (1_000_000, 200))
@@ -82,8 +83,8 @@ def llama_stage2() -> MPlusRecipe:
 def llama_stage3() -> MPlusRecipe:
     """M+ stage 3: a pool of 10,240 rows beside 2,560 read out of long-term memory of 153,600.
 
-    Shares as the paper has them; the authors' file has 0.025 for each long band and 0.9 short ones. It tells no number
-    of steps: 720,000 documents are inferred.
+    The shares are the paper's; the authors' file has 0.025 for each long band and 0.9 for short documents. The number
+    of steps is not given: 720,000 documents are inferred.
     """
     streams = (*(Stream(0.2, band, LONG_CHUNK) for band in BANDS), Stream(0.2, SHORT))
     chunks = ((20_000, 100), (70_000, 200))
@@ -94,7 +95,7 @@ def llama_stage3() -> MPlusRecipe:
 
 
 def _phase(steps: int, most_chunks: int, streams: tuple[Stream, ...], **chances: float) -> MPlusPhase:
-    """`revisit`: with a chance of 0.2, and never twice in a row, which is every sixth step."""
+    """One phase. `revisit`: a chance of 0.2 and never twice in a row, which is every sixth step."""
     return MPlusPhase(
         steps,
         documents=GPUS,
@@ -109,11 +110,11 @@ def _phase(steps: int, most_chunks: int, streams: tuple[Stream, ...], **chances:
 
 
 def _llama(number: int, phases: tuple[MPlusPhase, ...], lr: float, **fields: Any) -> MPlusRecipe:
-    """What all three have: Llama-3.1-8B, LoRA of rank 16, chunks of 512 tokens as 256 rows, projectors of width 256.
+    """What all three stages share: Llama-3.1-8B, LoRA of rank 16, 512 tokens as 256 rows, projectors of width 256.
 
-    Left as they are in nano-mplus, since M+ has none of it: `look_weight` 0 (no hints), random projectors to begin
-    with, no rows of earlier steps as negatives. The authors clip no gradients; here it is done as everywhere. What a
-    step does otherwise than the paper's is listed in docs/training.md ("M+, stage by stage").
+    Unlike nano-mplus, as in M+: no loss on attention to rows (`look_weight`), random initial projectors, no rows of
+    earlier steps as negatives. The authors do not clip gradients; this recipe does. Other differences of a step from
+    the paper are listed in docs/training.md ("M+, stage by stage").
     """
     has_long = number == 2
     method = {
@@ -126,7 +127,7 @@ def _llama(number: int, phases: tuple[MPlusPhase, ...], lr: float, **fields: Any
         "ranked": "rows",
         "short": "reference",
     }
-    made = MPlusRecipe(
+    recipe = MPlusRecipe(
         lora=LoraConfig(rank=16, alpha=32, dropout=0.1),
         method=method,
         stages=phases,
@@ -153,7 +154,7 @@ def _llama(number: int, phases: tuple[MPlusPhase, ...], lr: float, **fields: Any
         eval_every=10_000,
         **_place(number),
     )
-    return replace(made, **fields)
+    return replace(recipe, **fields)
 
 
 STAGES: dict[str, dict[str, Callable[[], MPlusRecipe]]] = {
@@ -161,4 +162,4 @@ STAGES: dict[str, dict[str, Callable[[], MPlusRecipe]]] = {
     "stage2": {"nano": nano_stage2, "llama-3.1-8b": llama_stage2},
     "stage3": {"nano": nano_stage3, "llama-3.1-8b": llama_stage3},
 }
-"""stage -> size -> what makes it."""
+"""stage -> size -> function that makes the recipe."""

@@ -1,25 +1,26 @@
-"""The recipe of nano: sizes, mixture, curriculum of the warm-up, and of the training with memory."""
+"""The recipe of nano: sizes, data mixture, and the phases of its warm-up and of its training with memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remanence.errors import InputError
-from remanence.train.guard import GuardConfig, check_counts
-from remanence.train.schedule import Schedule
-from remanence.train.shapes import Shape
+from remanence.errors import check_counts
+from remanence.train.core.divergence import GuardConfig
+from remanence.train.core.fields import check_decay
+from remanence.train.core.schedule import Schedule
+from remanence.train.core.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of training with rows of one fixed length.
+class NanoPhase:
+    """A part of a stage: `num_steps` steps of `rows` examples, each of `tokens` tokens.
 
-    `num_steps` is its length; `tokens` the row length; `facts` the most facts of one passage; `filler` and `alike`
-    are those of the generator. The shares of
-    a row's kind (`drill`: random tokens to copy; `books`, `squad`, `babi`) leave the rest to the generator.
-    With memory, `slots` is the number of tokens kept per KV head (None keeps all), and `plain_tokens` the
-    length of the rows that still have their passages as text.
+    - `passages`: (fewest, most) passages per example; `facts`: the most facts per passage.
+    - `filler`, `alike`: options of the generator (`data.facts.sample_group`).
+    - `drill` (random tokens to copy), `books`, `squad`, `babi`: shares of examples; the generator has the rest.
+    - `slots`: tokens of a memory that are kept per KV head; None: all.
+    - `plain_tokens`: length of examples in steps that have their passages as text, in stages with memory.
     """
 
     num_steps: int
@@ -38,23 +39,23 @@ class Phase:
 
 
 WARMUP = (
-    Phase(150, 48, 112, (1, 1), 2, drill=0.1),
-    Phase(450, 48, 112, (1, 1), 3, drill=0.05, squad=0.02),
-    Phase(300, 30, 176, (1, 3), 3, drill=0.03, squad=0.05),
-    Phase(100, 17, 320, (2, 5), 3, drill=0.03, books=0.02, squad=0.06, babi=0.02),
+    NanoPhase(150, 48, 112, (1, 1), 2, drill=0.1),
+    NanoPhase(450, 48, 112, (1, 1), 3, drill=0.05, squad=0.02),
+    NanoPhase(300, 30, 176, (1, 3), 3, drill=0.03, squad=0.05),
+    NanoPhase(100, 17, 320, (2, 5), 3, drill=0.03, books=0.02, squad=0.06, babi=0.02),
 )
 
-CONTINUAL = (Phase(9000, 32, 176, (1, 4), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
+CONTINUAL = (NanoPhase(9000, 32, 176, (1, 4), 3, squad=0.06, babi=0.01, slots=8, plain_tokens=320),)
 
 
 StageName = Literal["warmup", "continual", "control", "detached", "scratch", "scratch-continual", "export"]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """`after`: the stage whose weights it begins with (None: its own). It has the `phases` of that name.
+class NanoStage:
+    """`after`: the stage whose weights it begins with (None: fresh weights). `phases`: which phases it has.
 
-    `reads`: with memory. `writes`: a gradient goes through the writing of memories too. `falls`: the rate does.
+    `reads`: examples read memories. `writes`: a gradient reaches the writing. `falls`: the learning rate decays.
     """
 
     after: StageName | None
@@ -64,33 +65,37 @@ class Stage:
     falls: bool = True
 
 
-STAGES: dict[StageName, Stage] = {
-    "warmup": Stage(None, "warmup", reads=False, falls=False),
-    "continual": Stage("warmup", "continual"),
-    "control": Stage("warmup", "continual", reads=False),
-    "detached": Stage("warmup", "continual", writes=False),
-    "scratch": Stage(None, "warmup", falls=False),
-    "scratch-continual": Stage("scratch", "continual"),
+STAGES: dict[StageName, NanoStage] = {
+    "warmup": NanoStage(None, "warmup", reads=False, falls=False),
+    "continual": NanoStage("warmup", "continual"),
+    "control": NanoStage("warmup", "continual", reads=False),
+    "detached": NanoStage("warmup", "continual", writes=False),
+    "scratch": NanoStage(None, "warmup", falls=False),
+    "scratch-continual": NanoStage("scratch", "continual"),
 }
-"""Two are a model's; the others are what they are compared with (Memory³ Figure 11; `detached` is not in the paper)."""
+"""`warmup` and `continual` make the model; the others are comparisons (Memory³ Figure 11; `detached` is ours)."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that a run depends on besides the data folder.
+class NanoRecipe:
+    """Everything that a run depends on, besides the data folder.
 
-    Learning rates are multiplied by `continual_lr` in the second stage, where every `plain_every`-th step has its
-    passages as text, and every `whole_every`-th of the others keeps all tokens (0: none). `decay_share` is the part
-    of the second stage over which they fall, as `schedule` says. `text_stride`: of text, every so many-th token
-    counts. `stages`: those of a whole run. `dtype`: of the model and its products; what is trained is float32 in both.
-    `sample_every`: answers to held-out questions are logged every so many steps (None: as evaluations are, 0: never).
-    `z_weight`: see `answer_losses`. `checkpointing`: layers are computed again in the backward pass instead of kept.
+    - `warmup`, `continual`: the phases of the two stages; `stages`: the stages of a whole run.
+    - `plain_every`: in stages with memory every so many-th step has its passages as text (0: none). `whole_every`:
+      every so many-th of the other steps keeps all tokens of a memory (0: none).
+    - `matrix_lr`, `other_lr`: learning rates of matrices and of other parameters; `continual_lr` multiplies both in
+      stages with memory. `schedule`, `warmup_steps`, `decay_share`: see `rate_at`.
+    - `text_weight`: weight of text tokens beside answers; every `text_stride`-th counts. `z_weight`: see
+      `answer_losses`.
+    - `checkpointing`: activations are recomputed in the backward pass. `dtype`: of weights and products; the optimizer
+      is float32 in any case.
+    - `sample_every`: steps between example answers in the log (None: as `eval_every`; 0: never).
     """
 
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
-    warmup: tuple[Phase, ...] = WARMUP
-    continual: tuple[Phase, ...] = CONTINUAL
+    warmup: tuple[NanoPhase, ...] = WARMUP
+    continual: tuple[NanoPhase, ...] = CONTINUAL
     plain_every: int = 8
     whole_every: int = 2
     continual_lr: float = 1.0
@@ -115,16 +120,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_counts(self, "eval_every", "text_stride", *(["sample_every"] if self.sample_every else []))
-        if not 0 < self.decay_share <= 1:
-            raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
+        check_decay(self.decay_share)
 
-    def phases_of(self, stage: Stage) -> tuple[Phase, ...]:
+    def phases_of(self, stage: NanoStage) -> tuple[NanoPhase, ...]:
         return self.warmup if stage.phases == "warmup" else self.continual
 
-    def num_steps_of(self, stage: Stage) -> int:
+    def num_steps_of(self, stage: NanoStage) -> int:
         return sum(phase.num_steps for phase in self.phases_of(stage))
 
 
-def nano() -> Recipe:
+def nano() -> NanoRecipe:
     """The bundled model: short passages of facts, first as text, then as explicit memory."""
-    return Recipe()
+    return NanoRecipe()

@@ -1,22 +1,22 @@
-"""The recipe of nano-mplus: M+ at the scale of nano, three stages of one curriculum."""
+"""The recipe of nano-mplus: M+ at the scale of nano, with three phases."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from remanence.errors import InputError
+from remanence.errors import InputError, check_counts
 from remanence.lm.lora import LoraConfig
-from remanence.train.guard import GuardConfig, check_counts
-from remanence.train.recipes.names import check_stages
-from remanence.train.schedule import Schedule
+from remanence.train.core.divergence import GuardConfig
+from remanence.train.core.fields import check_decay, check_stages
+from remanence.train.core.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A share of a phase's steps whose documents are running text of `tokens` (from, to), split as M+ does.
+    """A share of a phase's steps whose documents are running text of `tokens` (from, to) tokens, split as in M+.
 
-    Chunks have at least `min_chunk_tokens`, and at most what one write takes.
+    Chunks have at least `min_chunk_tokens` tokens, and at most as many as one write takes.
     """
 
     share: float
@@ -26,15 +26,17 @@ class Stream:
 
 @dataclass(frozen=True)
 class MPlusPhase:
-    """A stretch of training. Each step draws its task by these chances.
+    """A part of a run of `num_steps` steps. Each step draws its task by these chances.
 
-    `full`: running text that reads the pool, nothing written. `revisit`: questions about documents of earlier steps.
-    `whole_pool`: the fresh rows are read behind the pool, else alone ("two-chunk"). `repeat`: documents to be said
-    again. `long`: the fresh rows are read out of long-term memory, where the retriever must find them. `chunks` bounds
-    those of a document; `books` and `squad` are shares of documents, `scattered` of facts inside stretches of books.
-    `streams` are running text instead: all documents of a step are of one stream, and have the last chunks of each, as
-    many as the shortest has and `chunks` allows; read alone, one. `pool_gradient`: it goes through the writing also
-    where rows are read behind the pool (the authors': only where they are read alone).
+    - `full`: running text reads the pool; nothing is written. `revisit`: questions about documents of earlier steps.
+    - Otherwise `documents` documents of `chunks` (fewest, most) chunks are written, then read. `whole_pool`: their rows
+      are read behind the pool, else alone ("two-chunk"). `long`: they are read out of long-term memory, where the
+      retriever must find them.
+    - `repeat`: chance that a document is to be repeated. `books`, `squad`: shares of documents. `scattered`: share of
+      documents whose facts are inside stretches of books.
+    - `streams`: running text instead. All documents of a step are of one stream, each with its last chunks: as many as
+      the shortest has and `chunks` allows; if read alone, one.
+    - `pool_gradient`: a gradient reaches the writing also if rows are read behind the pool (authors: only if alone).
     """
 
     num_steps: int
@@ -61,15 +63,21 @@ STAGES = (
 
 @dataclass(frozen=True)
 class MPlusRecipe:
-    """`method`: fields of `MPlusConfig`. `retriever`: the paper's loss, the contrastive one, or both.
+    """Everything that a run of M+ depends on, besides the data folder.
 
-    `detached`: the retriever's loss teaches projectors alone, as the authors have it. `read_long_rows`: one of these
-    numbers of long-term slots is filled in a step. `past_writes` of earlier steps stand beside a step's own as
-    negatives; the contrastive loss multiplies scores by `sharpness`. `kept_rows` are in long-term memory while it
-    trains. `reading`: what the model that comes out is read with instead: fewer long-term rows than it was trained on
-    (chosen on held-out facts that no exam asks), a threshold between questions and running text, and room for more than
-    a million tokens, of which 64 rows hold 128. `sample_every`: as in `nano.Recipe`. `stage`: the run's name in its
-    folder; it begins with the weights, pool and documents of the stage `after` there.
+    - `method`: fields of `MPlusConfig`. `reading`: those that the exported model is used with instead: fewer long-term
+      rows than in training (chosen on held-out facts that no evaluation uses), a threshold between questions and
+      running text, and room for more than a million tokens (64 rows hold 128 tokens).
+    - `stages`: the phases of the run. `stage`: the name of its checkpoints; it begins with the weights, pool and
+      documents of stage `after`.
+    - `retriever`: the paper's loss ("balanced"), the contrastive one, or both. `detached`: the loss trains the
+      projectors alone, as in the authors' code. `sharpness`: multiplies scores in the contrastive loss.
+    - `past_writes`: writes of earlier steps that stand beside a step's own as negatives. `read_long_rows`: in each step
+      one of these numbers of long-term slots is filled. `kept_rows`: capacity of long-term memory in training.
+    - `*_weight`: weights of the losses of retriever, writer's retriever, text, base model (`plain`), unrelated text
+      (`quiet`), and attention to rows in `look_layers` (`look`).
+    - `projector_documents`: documents that the initial projectors are computed from (0: random projectors).
+    - `sample_every`, `schedule` and the like: as in `NanoRecipe`.
     """
 
     seed: int = 0
@@ -128,9 +136,8 @@ class MPlusRecipe:
         )
         check_stages(stage=self.stage, after=self.after)
         if (most := max(sum(stream.share for stream in phase.streams) for phase in self.stages)) > 1 + 1e-9:
-            raise InputError(f"the shares of a phase's streams add up to {most:g}", "give shares of up to 1 in all")
-        if not 0 < self.decay_share <= 1:
-            raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
+            raise InputError(f"the shares of a phase's streams add up to {most:g}", "use shares of at most 1 in total")
+        check_decay(self.decay_share)
 
 
 def nano_mplus() -> MPlusRecipe:

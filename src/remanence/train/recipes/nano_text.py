@@ -1,17 +1,17 @@
-"""The recipe of a comparison, not of a model: running text with and without memory (as in Memory³ Figure 11)."""
+"""The recipe of a comparison: running text with and without memory (Memory³ Figure 11)."""
 
 from __future__ import annotations
 
-from remanence.train.recipes.nano import Phase, Recipe
-from remanence.train.shapes import Shape
+from remanence.train.core.shapes import Shape
+from remanence.train.recipes.nano import NanoPhase, NanoRecipe
 
 
-def nano_text() -> Recipe:
-    """Six layers, books alone. With memory, a text reads five paragraphs of those before it, 8 tokens per head."""
-    return Recipe(
+def nano_text() -> NanoRecipe:
+    """Six layers, trained on books. With memory, a text reads five earlier paragraphs, 8 tokens per head each."""
+    return NanoRecipe(
         shape=Shape(num_layers=6),
-        warmup=(Phase(600, 16, 208, (5, 5), 1, books=1.0, slots=8),),
-        continual=(Phase(200, 16, 208, (5, 5), 1, books=1.0, slots=8),),
+        warmup=(NanoPhase(600, 16, 208, (5, 5), 1, books=1.0, slots=8),),
+        continual=(NanoPhase(200, 16, 208, (5, 5), 1, books=1.0, slots=8),),
         plain_every=0,
         whole_every=0,
         text_stride=1,

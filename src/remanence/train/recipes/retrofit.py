@@ -5,31 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remanence.errors import InputError
+from remanence.errors import InputError, check_counts
 from remanence.lm.lora import TARGETS, LoraConfig
-from remanence.train.guard import GuardConfig, check_counts
-from remanence.train.schedule import Schedule
+from remanence.train.core.divergence import GuardConfig
+from remanence.train.core.fields import check_decay
+from remanence.train.core.schedule import Schedule
 
 FULL_LR, ADAPTER_LR = 5e-5, 5e-4
-"""Of all weights: the paper's (Memory³ §5.3). Of adapters: chosen on small models."""
+"""Learning rates of all weights (Memory³ §5.3), and of adapters (chosen on small models)."""
 Role = Literal["write", "read"]
 RetrofitStage = Literal["continual", "export"]
 
 
 @dataclass(frozen=True)
 class RetrofitRecipe:
-    """`base`, which --start names, is trained further: whole (`lora` None), or an adapter for each of `roles`.
+    """`base`, which --start names, is trained further: whole (`lora` None), or by an adapter for each of `roles`.
 
-    Without the role "write" the base writes, and its banks stay valid; without "read" it reads, and without memory it
-    answers as it always did. `memory_layers` None: the first half; `kept_tokens` step by step in turn (None: all), of
-    which the smallest is what the model is used with (Memory³ §3: the first half, 8 of 128).
+    Without the role "write" the base writes, and its banks stay valid. Without "read" the base reads, and answers
+    without memory as before.
 
-    A step draws `groups` of passages, asks up to `questions` of each, one question a row, as the model's own chat
-    template has them, and `texts` rows of running text with references from the paragraphs before them. `squad` and
-    `babi` are shares of groups, the others are the generator's. Every `plain_every`-th step (0: none) has no memory,
-    passages stand in the prompt, and what the base predicts is the target (`plain_weight` times KL, every
-    `text_stride`-th token), so that the model keeps what it could do. `lr` None: 5e-5 for all weights, 5e-4 for
-    adapters.
+    - `memory_layers`: None is the first half. `kept_tokens`: kept tokens per KV head; the entries take turns, step by
+      step (None: all). The model is used with the smallest (Memory³ §3: the first half of the layers, 8 of 128 tokens).
+    - A step draws `groups` groups of `passages` (fewest, most) and up to `questions` questions of each, one per row, in
+      the model's own chat template. `squad`, `babi`: shares of groups; the generator has the rest.
+    - It also has `texts` rows of running text, with `text_references` references from the paragraphs before them.
+    - Every `plain_every`-th step (0: none) has no memory: passages stand in the prompt, and the base's predictions are
+      the target (`plain_weight` times KL at every `text_stride`-th token), which preserves the model's abilities.
+    - `lr`: None is 5e-5 for all weights, 5e-4 for adapters.
     """
 
     seed: int = 0
@@ -70,10 +72,9 @@ class RetrofitRecipe:
     def __post_init__(self) -> None:
         counts = ("eval_every", "num_steps", "groups", "questions", "text_stride", "text_tokens", "reference_tokens")
         check_counts(self, *counts)
-        if not 0 < self.decay_share <= 1:
-            raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
+        check_decay(self.decay_share)
         if not (self.kept_tokens and self.roles):
-            raise InputError("kept_tokens or roles is empty", "leave it out, or name at least one")
+            raise InputError("kept_tokens or roles is empty", "leave it out, or give at least one entry")
         if self.memory_layers == ():
             raise InputError("memory_layers is empty", "name at least one layer, or leave it null: the first half")
 
@@ -83,7 +84,7 @@ class RetrofitRecipe:
 
     @property
     def writes(self) -> bool:
-        """Whether a gradient goes through the writing: without an adapter for it nothing there is trained."""
+        """Whether a gradient reaches the writing: only if something there is trained."""
         return self.lora is None or "write" in self.roles
 
     @property
@@ -92,7 +93,7 @@ class RetrofitRecipe:
 
     @property
     def used_kept_tokens(self) -> int | None:
-        return min((kept for kept in self.kept_tokens if kept is not None), default=None)
+        return min((count for count in self.kept_tokens if count is not None), default=None)
 
 
 def retrofit() -> RetrofitRecipe:

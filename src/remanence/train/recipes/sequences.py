@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from remanence.errors import InputError
-from remanence.train.cost import MemoryShape
-from remanence.train.guard import GuardConfig, check_counts
-from remanence.train.recipes.names import check_stages
-from remanence.train.schedule import Schedule
-from remanence.train.shapes import SHAPES, Shape
+from remanence.errors import InputError, check_counts
+from remanence.train.core.divergence import GuardConfig
+from remanence.train.core.fields import check_decay, check_stages
+from remanence.train.core.schedule import Schedule
+from remanence.train.core.shapes import SHAPES, MemoryShape, Shape
 
 
 @dataclass(frozen=True)
 class SequenceRecipe:
-    """Everything that a run depends on besides the folder of sequences.
+    """Everything that a run depends on, besides the folder of sequences.
 
-    `stage` names its checkpoints, `after` those that it begins with. A step reads `rows` sequences, in `parts` whose
-    gradients are added: what fits a device decides how many. `reads`: with memory, as `memory` says; `writes`: a
-    gradient goes through the writing of references too. `schedule` multiplies `lr`; `weight_decay` is of matrices.
-    `checkpointing`: layers are computed again in the backward pass. `eval_rows` sequences of those that are kept are
-    evaluated, before the first step and every `eval_every`.
+    - `stage`: the name of its checkpoints; `after`: the stage that it begins with (None: fresh weights).
+    - A step reads `rows` sequences, in `parts` batches whose gradients are added: as many as the device needs.
+    - `reads`: with memory, as `memory` says. `writes`: a gradient reaches the writing of references.
+    - `schedule` multiplies `lr` (see `rate_at`). `weight_decay`: of matrices.
+    - `checkpointing`: activations are recomputed in the backward pass.
+    - `eval_rows` held-out sequences are evaluated before the first step and every `eval_every` steps.
     """
 
     stage: str
@@ -53,29 +53,30 @@ class SequenceRecipe:
         check_counts(self, "num_steps", "rows", "parts", "eval_every", "eval_rows")
         check_stages(stage=self.stage, after=self.after)
         if self.rows % self.parts:
-            raise InputError(f"{self.rows} rows do not fall into {self.parts} parts", "set parts to a divisor of rows")
-        if not 0 < self.decay_share <= 1:
-            raise InputError(f"decay_share is {self.decay_share}", "give a share of the steps, above 0 and up to 1")
-        room = self.shape.max_positions - self.memory.reference_tokens - 16  # for what stands in front of memories
+            raise InputError(
+                f"{self.rows} rows cannot be divided into {self.parts} parts", "set parts to a divisor of rows"
+            )
+        check_decay(self.decay_share)
+        room = self.shape.max_positions - self.memory.reference_tokens - 16  # for the tokens in front of memories
         if self.reads and self.sequence_tokens > room:
             raise InputError(
-                f"{self.sequence_tokens} tokens and a memory's positions do not fit {self.shape.max_positions}",
+                f"{self.sequence_tokens} tokens and a memory exceed the model's {self.shape.max_positions} positions",
                 "raise shape.max_positions, or lower sequence_tokens",
             )
 
     @property
     def step_tokens(self) -> int:
-        """Of one step; tokens of references are not counted, as the paper does not."""
+        """Tokens of one step, without those of references, as in the paper."""
         return self.rows * self.sequence_tokens
 
 
 def warmup_2b() -> SequenceRecipe:
-    """Memory³'s model before it has memory: 44 layers, 3.1 T tokens in steps of 4 M (§5.1, §5.2).
+    """The warm-up of Memory³'s model: 44 layers, 3.1 T tokens in steps of 4 M (§5.1, §5.2).
 
-    The paper's: sequences of 2048, weight decay 0.1, a rate of 8e-4 (figure). Constant after the rise and falling over
-    the last tenth is what it planned; by its figure the rate went by hand from 8e-4 to 6e-4, and fell from about two
-    thirds on to some 2.7e-4. Here the plan is followed, and `guard` lowers the rate where it must. [inferred]: 2048
-    rows a step, betas, clipping, 2,000 steps of rising. [ours]: parts, checkpointing.
+    From the paper: sequences of 2048 tokens, weight decay 0.1, a learning rate of 8e-4 (figure), constant after its
+    rise and falling over the last tenth. By its figure the authors lowered it by hand to 6e-4, and from about two
+    thirds on it fell to about 2.7e-4. Here the plan is followed, and `guard` lowers the rate after a divergence.
+    [inferred]: 2048 rows per step, betas, clipping, 2,000 steps of rise. [ours]: parts, checkpointing.
     """
     return SequenceRecipe(
         stage="warmup",
@@ -90,10 +91,10 @@ def warmup_2b() -> SequenceRecipe:
 
 
 def continual_2b() -> SequenceRecipe:
-    """Memory³'s model learns to write and read: 120 B tokens, five memories for each chunk of 64 (§3.6, §5.3).
+    """Continual training of Memory³'s model: 120 B tokens, five memories for each chunk of 64 (§3.6, §5.3).
 
-    The paper's: a rate of 5e-5 (figure), 8 of 128 tokens kept, in half of the layers. [inferred]: a gradient goes
-    through the writing; the rate rises over 1.4 M sequences (figure: 1 to 2).
+    From the paper: a learning rate of 5e-5 (figure), 8 of 128 tokens kept, in half of the layers. [inferred]: a
+    gradient reaches the writing; the rate rises over 1.4 M sequences (figure: 1 to 2).
     """
     return replace(
         warmup_2b(), stage="continual", after="warmup", num_steps=28_610, lr=5e-5, warmup_steps=700, reads=True
@@ -101,20 +102,20 @@ def continual_2b() -> SequenceRecipe:
 
 
 def warmup_09b() -> SequenceRecipe:
-    """The model of Memory³'s Figure 11 before it has memory: 0.92 B parameters, 60 B tokens.
+    """The warm-up of the model of Memory³'s Figure 11: 0.92 B parameters, 60 B tokens.
 
-    [inferred]: what the paper does not say of it is as at 2b.
+    [inferred]: what the paper does not say is as at 2b.
     """
     return replace(warmup_2b(), shape=SHAPES["0.9b"], num_steps=14_305, warmup_steps=1000, parts=16)
 
 
 def continual_09b() -> SequenceRecipe:
-    """The model of Memory³'s Figure 11 learns to write and read: 22 B tokens. [inferred]: the rest is as at 2b."""
+    """Continual training of the model of Memory³'s Figure 11: 22 B tokens. [inferred]: the rest is as at 2b."""
     return replace(continual_2b(), shape=SHAPES["0.9b"], num_steps=5_245, warmup_steps=500, parts=16)
 
 
 def warmup_nano() -> SequenceRecipe:
-    """The same at the scale of nano: sequences of 512, 16 to a step. All sizes and rates are ours."""
+    """The warm-up at the scale of nano: 16 sequences of 512 tokens per step. All sizes and rates are ours."""
     return replace(
         warmup_2b(),
         shape=SHAPES["nano"],
@@ -131,7 +132,7 @@ def warmup_nano() -> SequenceRecipe:
 
 
 def continual_nano() -> SequenceRecipe:
-    """Running text with memory at the scale of nano. All sizes and rates are ours; the rate is a fifth of before."""
+    """Continual training at the scale of nano. Sizes and rates are ours; the rate is a fifth of the warm-up's."""
     return replace(
         warmup_nano(), stage="continual", after="warmup", num_steps=500, lr=2e-4, warmup_steps=20, reads=True
     )

@@ -1,0 +1,1 @@
+"""What training costs: FLOPs, estimates of recipes, measured steps."""

@@ -1,0 +1,1 @@
+"""Training examples: corpora, tokenizers, and how texts become batches."""

@@ -1,0 +1,1 @@
+"""What comes out of a run: model folder, search head, model card, upload."""

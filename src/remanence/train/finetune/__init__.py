@@ -1,0 +1,1 @@
+"""Trains an existing model further: SFT, DPO and retrofit."""

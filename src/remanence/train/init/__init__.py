@@ -1,0 +1,1 @@
+"""Initial weights: induction heads, word vectors, and the layers of a shallower model."""

@@ -1,0 +1,1 @@
+"""Training with explicit memory (Memory³): nano, and stored sequences of running text."""

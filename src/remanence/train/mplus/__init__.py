@@ -1,0 +1,1 @@
+"""Training of M+: its pool, its retriever and its stages."""
