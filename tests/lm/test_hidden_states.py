@@ -50,5 +50,5 @@ def test_the_short_way_equals_the_attention_module_itself(family: str, role: str
         _, key, value = hidden_states._heads(
             attention, normed, hidden_states._rotation(model, layer, normed, at_M), role
         )
-        assert torch.allclose(short.key_BGMD, key, atol=1e-6)
-        assert torch.allclose(short.value_BGMD, value, atol=1e-6)
+        for ours, own in ((short.key_BGMD, key), (short.value_BGMD, value)):
+            assert float((ours - own).detach().abs().max()) <= 1e-5 * float(own.detach().abs().max())

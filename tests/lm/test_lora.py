@@ -55,8 +55,10 @@ def test_two_roles_in_one_loss_get_their_own_gradients(checkpointing: bool):
         return {role: [p.grad for p in lora.adapter(model, role).values()] for role in lora.ROLES}
 
     both, one, other = gradients(("write", "read")), gradients(("write",)), gradients(("read",))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(both["write"], one["write"], strict=True))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(both["read"], other["read"], strict=True))
+    for together, alone in ((both["write"], one["write"]), (both["read"], other["read"])):
+        assert all(
+            float((a - b).abs().max()) <= 1e-5 * float(b.abs().max()) for a, b in zip(together, alone, strict=True)
+        )
     assert all(p is None or not p.any() for p in one["read"])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from remanence.errors import ContextTooLong
 from remanence.lm import attention, proof, rope_limit
 from remanence.lm.cache import cache_keyword
 from remanence.lm.embedder import ModelEmbedder, SearchHead
+from remanence.lm.fingerprint import fingerprint
 from remanence.types import KV, Prefix
 
 
@@ -210,29 +209,3 @@ class LM:
             logits_to_keep=1 if last_only else 0,
             **extra,
         ).logits
-
-
-def fingerprint(model: PreTrainedModel, tokenizer: Any) -> str:
-    """SHA-256 (hex) over weights, config, tokenizer and dtype."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)
-    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _IRRELEVANT}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update(backend.to_str().encode() if backend is not None else b"")
-    return digest.hexdigest()
-
-
-_IRRELEVANT = {
-    "_name_or_path",
-    "architectures",
-    "transformers_version",
-    "use_cache",
-    "torch_dtype",
-    "dtype",
-    "_attn_implementation",
-}

@@ -16,8 +16,9 @@ from remanence import arguments
 from remanence.errors import InputError
 from remanence.lm import folders, lora
 from remanence.lm.embedder import SearchHead
+from remanence.lm.fingerprint import fingerprint
 from remanence.lm.folders import BUNDLED
-from remanence.lm.lm import LM, fingerprint
+from remanence.lm.lm import LM
 
 
 @dataclass(frozen=True)
