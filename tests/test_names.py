@@ -19,12 +19,12 @@ GONE = frozenset(
 """No name of any kind: classes, functions, arguments, variables, fields."""
 
 GONE_DEFINITIONS = GONE | frozenset(
-    "prepared circuits growth hints live within smaller sinks Kind Item Recipe Phase shares moment".split()
+    "prepared circuits growth hints within smaller sinks Kind Item Recipe Phase shares moment".split()
 )
 """No class and no function; as words of a sentence, or for a value, some of them are right."""
 
 GONE_MODULES = frozenset(
-    "seam family rows pools moments sealed seal care guard heap loop_ draft texts ahead small_kv choices kept "
+    "seam family pools moments sealed seal care guard heap loop_ draft texts ahead small_kv choices kept "
     "further circuits growth hints live plain".split()
 )
 """No file and no folder."""

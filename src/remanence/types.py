@@ -50,6 +50,18 @@ class Prefix(Protocol):
 
 
 @dataclass(frozen=True)
+class LayerPrefix:
+    """A prefix that is already keys and values, one entry (or None) per layer."""
+
+    kvs: tuple[KV | None, ...]
+    offset_tokens: int = 0
+    refresh_tokens: int | None = None
+
+    def __call__(self, layer: int, hidden_BTC: Tensor) -> KV | None:
+        return self.kvs[layer]
+
+
+@dataclass(frozen=True)
 class ExplicitMemory:
     """What Memory³ keeps of one reference (§3.3): selected keys and values per layer and KV head.
 

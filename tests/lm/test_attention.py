@@ -12,9 +12,10 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from remanence.errors import UnsupportedModel
 from remanence.lm import attention
 from remanence.lm.cache import cache_keyword
-from remanence.lm.proof import LayerPrefix, capture, prove
+from remanence.lm.capture import capture
+from remanence.lm.proof import prove
 from remanence.lm.tiny import tiny_model
-from remanence.types import KV
+from remanence.types import KV, LayerPrefix
 from tests.lm.families import backends, build
 from tests.lm.in_context import logits_in_context
 

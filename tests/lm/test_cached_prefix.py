@@ -9,11 +9,11 @@ from transformers import DynamicCache
 from remanence.lm import attention
 from remanence.lm import lm as loading
 from remanence.lm.cache import cache_keyword, roomy_cache
-from remanence.lm.cached_prefix import Resident
+from remanence.lm.cached_prefix import CachedPrefix
+from remanence.lm.capture import capture
 from remanence.lm.decode import decode
-from remanence.lm.proof import LayerPrefix, capture
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.types import KV
+from remanence.types import KV, LayerPrefix
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build
 
 
@@ -34,7 +34,7 @@ def logits_by(lm: loading.LM, prefixes: list[LayerPrefix | None], resident: bool
     found = []
     with torch.inference_mode():
         lm.forward(torch.tensor([[5, 6, 7]]), prefixes[0], 40 + torch.arange(3)[None], None, cache)
-        place = Resident(lm.model, cache, padded=False).place if resident else lambda prefix: prefix
+        place = CachedPrefix(lm.model, cache, padded=False).place if resident else lambda prefix: prefix
         for step in range(6):
             if step % 2 == 0:
                 memory = place(prefixes[step // 2])
@@ -66,22 +66,22 @@ def test_decoding_is_the_same_with_and_without_it(lm, monkeypatch, batch):
         return found
 
     used: list[bool] = []
-    place = Resident.place
-    monkeypatch.setattr(Resident, "place", lambda self, p: used.append(r := place(self, p)) or r)
+    place = CachedPrefix.place
+    monkeypatch.setattr(CachedPrefix, "place", lambda self, p: used.append(r := place(self, p)) or r)
     inside = answers()
     assert used == [None] * len(used)
     assert len(used) >= 3
-    monkeypatch.setattr(Resident, "place", lambda self, p: p)
+    monkeypatch.setattr(CachedPrefix, "place", lambda self, p: p)
     assert answers() == inside
 
 
 def test_padding_eager_attention_and_sliding_windows_keep_to_the_seam(lm):
     cache = roomy_cache(lm.model)
     prefix = prefix_of((4, 4, 4), 0)
-    assert Resident(lm.model, cache, padded=True).place(prefix) is prefix
+    assert CachedPrefix(lm.model, cache, padded=True).place(prefix) is prefix
     eager = loading.LM(tiny_model(backend="eager"), byte_tokenizer(), "eager")
-    assert Resident(eager.model, cache, padded=False).place(prefix) is prefix
-    assert Resident(lm.model, cache, padded=False).place(None) is None
+    assert CachedPrefix(eager.model, cache, padded=False).place(prefix) is prefix
+    assert CachedPrefix(lm.model, cache, padded=False).place(None) is None
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "sdpa" in backends(name)])
@@ -95,7 +95,7 @@ def test_every_family_gives_the_same_logits(name):
         for is_resident in (True, False):
             cache = roomy_cache(model) if is_resident else DynamicCache(config=model.config)
             model(ids[:, 6:10], position_ids=6 + torch.arange(4)[None], **{cache_keyword(model): cache}, memory=prefix)
-            memory = Resident(model, cache, padded=False).place(prefix) if is_resident else prefix
+            memory = CachedPrefix(model, cache, padded=False).place(prefix) if is_resident else prefix
             for step in range(10, 16):
                 extra = {} if memory is None else {"memory": memory}
                 positions = torch.tensor([[step]])

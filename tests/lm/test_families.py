@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from remanence.lm import attention, proof
+from remanence.lm import attention
 from remanence.lm.cache import cache_keyword
-from remanence.lm.proof import LayerPrefix
-from remanence.types import KV
+from remanence.lm.capture import capture
+from remanence.types import KV, LayerPrefix
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build, config
 from tests.lm.in_context import logits_in_context
 
@@ -62,7 +62,7 @@ def case(name: str, backend: str, dtype: torch.dtype = torch.float32) -> Case:
         before = model(ids, use_cache=False).logits
         attention.prepare(model)
         identical = torch.equal(before, model(ids, use_cache=False).logits)
-        seen = proof.capture(model, first_BM, frozenset(range(NUM_LAYERS)))
+        seen = capture(model, first_BM, frozenset(range(NUM_LAYERS)))
     kvs = [KV(seen[layer].key_BGSD, seen[layer].value_BGSD) for layer in range(NUM_LAYERS)]
     return Case(model, second_BT, kvs, see, truth, identical)
 

@@ -23,6 +23,7 @@ from transformers.models.llama import modeling_llama
 
 from remanence.errors import UnsupportedModel
 from remanence.lm import attention, proof
+from remanence.lm.capture import capture
 from remanence.lm.tiny import tiny_model
 from tests.lm.families import FAMILIES, backends, build, randomise
 
@@ -212,12 +213,10 @@ def test_queries_and_keys_before_rope_do_not_depend_on_positions(name: str) -> N
     ids_BT = torch.arange(30, 42)[None]
     with torch.no_grad():
         here, there = (
-            proof.capture(
-                model, ids_BT, frozenset([0, 1, 2]), positions_BT=start + torch.arange(12)[None], pre_rope=True
-            )
+            capture(model, ids_BT, frozenset([0, 1, 2]), positions_BT=start + torch.arange(12)[None], pre_rope=True)
             for start in (0, 50)
         )
-        still = proof.capture(model, ids_BT, frozenset([0]), positions_BT=torch.zeros(1, 12, dtype=torch.long))
+        still = capture(model, ids_BT, frozenset([0]), positions_BT=torch.zeros(1, 12, dtype=torch.long))
     # hunyuan scales queries and keys per channel after RoPE, so its attention is not relative and hidden states move
     for layer in range(1 if name == "hunyuan_v1_dense" else 3):
         one, other = here[layer], there[layer]

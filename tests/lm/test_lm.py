@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from remanence.errors import ContextTooLong, InputError, UnsupportedModel
+from remanence.lm.capture import capture
 from remanence.lm.lm import LM, Dims
 from remanence.lm.load import from_transformers, load
-from remanence.lm.proof import LayerPrefix, capture
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.types import KV
+from remanence.types import KV, LayerPrefix
 from tests.lm.families import build
 
 TINY = load("tiny")

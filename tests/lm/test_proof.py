@@ -18,11 +18,11 @@ from transformers.models.llama import modeling_llama
 import remanence as rm
 from remanence.errors import ContextTooLong, UnsupportedModel
 from remanence.lm import attention, proof, versions
+from remanence.lm.capture import capture
 from remanence.lm.lm import LM
-from remanence.lm.proof import LayerPrefix, capture
 from remanence.lm.rope_limit import rope_limit
 from remanence.lm.tiny import byte_tokenizer, tiny_model
-from remanence.types import KV
+from remanence.types import KV, LayerPrefix
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build, config
 
 EVERY = [(name, backend) for name in FAMILIES for backend in backends(name)]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from remanence.errors import UnsupportedModel
 from remanence.lm import attention
-from remanence.lm.proof import capture
+from remanence.lm.capture import capture
 from remanence.lm.rotate import move_keys
 from tests.lm.families import FAMILIES, NUM_LAYERS, backends, build
 

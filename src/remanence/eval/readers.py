@@ -13,9 +13,9 @@ from torch import Tensor
 from remanence.bank import Bank
 from remanence.eval.streams import FactQuestion
 from remanence.generation import read_or_not
+from remanence.lm.capture import capture
 from remanence.lm.decode import decode, pad_left
 from remanence.lm.lm import LM
-from remanence.lm.proof import LayerPrefix, capture
 from remanence.methods.base import text_layout
 from remanence.methods.mplus.longterm import LongTerm
 from remanence.methods.mplus.method import MPlus
@@ -24,7 +24,7 @@ from remanence.methods.mplus.prefix import PoolPrefix
 from remanence.methods.mplus.rankers import Ranker
 from remanence.session import Session
 from remanence.text.formats import Document
-from remanence.types import KV
+from remanence.types import KV, LayerPrefix
 
 WITHOUT = "mplus_without_ltm"
 QUESTION_TOKENS = 64

@@ -51,7 +51,7 @@ class StopForward(Exception):
 
 
 class LayerHook(Protocol):
-    """Reads and changes what goes from layer to layer: `model(ids, tap=tap)`."""
+    """Reads and changes what goes from layer to layer: `model(ids, layer_hook=layer_hook)`."""
 
     def enter(self, layer: int, hidden_BTC: Tensor) -> Tensor:
         """What the layer is given instead of `hidden_BTC`."""
@@ -210,7 +210,7 @@ def _attend_with_memory(backend: str) -> Callable[..., tuple[Tensor, Tensor | No
         capture_pre_rope: AttentionCapture | None = None,
         heads_only: list[tuple[Tensor, Tensor, Tensor]] | None = None,
         role: str | None = None,
-        tap: LayerHook | None = None,
+        layer_hook: LayerHook | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         layer: int = module.layer_idx  # type: ignore[assignment]
@@ -279,18 +279,18 @@ def _show_hidden(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _enter(
     index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict] | None:
-    tap: LayerHook | None = kwargs.get("tap")
-    if tap is None:
+    layer_hook: LayerHook | None = kwargs.get("layer_hook")
+    if layer_hook is None:
         return None
     if "hidden_states" in kwargs:
-        return args, {**kwargs, "hidden_states": tap.enter(index, kwargs["hidden_states"])}
-    return (tap.enter(index, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": layer_hook.enter(index, kwargs["hidden_states"])}
+    return (layer_hook.enter(index, args[0]), *args[1:]), kwargs
 
 
 def _leave(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    tap: LayerHook | None = kwargs.get("tap")
-    if tap is not None:
-        tap.leave(index, output if isinstance(output, Tensor) else output[0])
+    layer_hook: LayerHook | None = kwargs.get("layer_hook")
+    if layer_hook is not None:
+        layer_hook.leave(index, output if isinstance(output, Tensor) else output[0])
 
 
 def _run_without_rope(
@@ -304,7 +304,7 @@ def _run_without_rope(
     given = {
         name: None if isinstance(value, Cache) else value
         for name, value in given.items()
-        if name not in ("memory", "memory_hidden", "watch", "tap")
+        if name not in ("memory", "memory_hidden", "watch", "layer_hook")
     }
     if "position_embeddings" in given:
         given["position_embeddings"] = _no_rotation(given["position_embeddings"])

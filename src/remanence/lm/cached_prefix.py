@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from remanence.lm.cache import RoomyLayer
-from remanence.lm.proof import LayerPrefix, num_layers
-from remanence.types import Prefix
+from remanence.lm.capture import num_layers
+from remanence.types import LayerPrefix, Prefix
 
 
-class Resident:
+class CachedPrefix:
     """Puts a prefix in front of the text that `cache` holds, layer by layer, and takes it out for the next one.
 
     For single tokens that see all of the prefix: then memory in the cache is what the seam would put in front

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.lm.cache import roomy_cache
-from remanence.lm.cached_prefix import Resident
+from remanence.lm.cached_prefix import CachedPrefix
 from remanence.lm.lm import LM
 from remanence.types import Prefix
 
@@ -81,7 +81,7 @@ def decode(
     cache = roomy_cache(lm.model)
     positions_BT = offset + (mask_BS.cumsum(-1) - 1).clamp(min=0)
     padded = not bool(mask_BS.all())
-    memory, resident = prefix, Resident(lm.model, cache, padded)
+    memory, resident = prefix, CachedPrefix(lm.model, cache, padded)
     for step in range(max_tokens):
         logits_BTV = lm.forward(ids_BT, memory, positions_BT, mask_BS if padded else None, cache, True, role)
         for row, logits_V in zip(rows, logits_BTV[:, -1].float(), strict=True):

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from remanence.errors import UnsupportedModel
 from remanence.lm.attention import AttentionCapture, AttentionRecord, StopForward, attention_modules, layer_of
+from remanence.lm.capture import num_layers, text_config
 from remanence.lm.lora import RoleLinear
-from remanence.lm.proof import num_layers, text_config
 from remanence.types import KV, Prefix
 
 NORMS = ("input_layernorm", "ln_1", "attention_norm", "self_attn_layer_norm")
@@ -70,7 +70,7 @@ def make_rows(
     No logits are computed. Padding on the right needs no mask.
     """
     with contextlib.suppress(StopForward):
-        model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, role=role, tap=outputs)
+        model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, role=role, layer_hook=outputs)
     return torch.stack([outputs.made[layer] for layer in range(outputs.num_layers)], dim=1)
 
 
@@ -183,7 +183,7 @@ def prove_rows(model: PreTrainedModel) -> float:
     positions_M = torch.arange(_NUM_TOKENS, device=model.device)
     try:
         inputs, watch = _Inputs(), AttentionCapture(frozenset(layers))
-        model(ids_BT, position_ids=positions_M[None], use_cache=False, watch=watch, tap=inputs)
+        model(ids_BT, position_ids=positions_M[None], use_cache=False, watch=watch, layer_hook=inputs)
         error = max(_difference(model, i, inputs.given[i], positions_M, watch.seen[i]) for i in layers)
     except UnsupportedModel:
         raise

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from remanence.errors import ContextTooLong
 from remanence.lm import attention, proof, rope_limit
 from remanence.lm.cache import cache_keyword
+from remanence.lm.capture import capture, text_config
 from remanence.lm.embedder import ModelEmbedder, SearchHead
 from remanence.lm.fingerprint import fingerprint
 from remanence.types import KV, Prefix
@@ -85,7 +86,7 @@ class LM:
 
     @cached_property
     def dims(self) -> Dims:
-        config = proof.text_config(self.model)
+        config = text_config(self.model)
         heads = config.num_attention_heads
         return Dims(
             num_layers=config.num_hidden_layers,
@@ -165,7 +166,7 @@ class LM:
     def _keys_and_values(self, ids: Sequence[int]) -> dict[int, KV]:
         ids_BT = torch.tensor([ids], device=self.device)
         layers = frozenset(range(self.dims.num_layers))
-        records = proof.capture(self.model, ids_BT, layers, role=self.reads_as)
+        records = capture(self.model, ids_BT, layers, role=self.reads_as)
         return {layer: KV(record.key_BGSD, record.value_BGSD) for layer, record in records.items()}
 
     def check_length(self, num_positions: int) -> None:

@@ -7,7 +7,6 @@ hands over, and fails loudly.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +26,9 @@ from transformers import (
 from remanence.errors import UnsupportedModel
 from remanence.lm import attention, rope_limit, versions
 from remanence.lm.cache import cache_keyword, roomy_cache
-from remanence.types import KV, Prefix
+from remanence.lm.cached_prefix import CachedPrefix
+from remanence.lm.capture import capture, family, num_layers, text_config
+from remanence.types import KV, LayerPrefix, Prefix
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits that `prove` allows, as a part of the largest logit (at least of 1)."""
@@ -48,18 +49,6 @@ SHORT, LONG = ProofSize(6, 4, 2, 2), ProofSize(24, 16, 5, 12)
 
 
 @dataclass(frozen=True)
-class LayerPrefix:
-    """A prefix that is already keys and values, one entry (or None) per layer."""
-
-    kvs: tuple[KV | None, ...]
-    offset_tokens: int = 0
-    refresh_tokens: int | None = None
-
-    def __call__(self, layer: int, hidden_BTC: Tensor) -> KV | None:
-        return self.kvs[layer]
-
-
-@dataclass(frozen=True)
 class Proof:
     """Differences of logits: with memory against in context (`error`), and without memory (`effect`).
 
@@ -72,69 +61,6 @@ class Proof:
     allowed: float
     errors: Mapping[str, float] = field(default_factory=dict)
     beyond: float = 0.0
-
-
-def text_config(model: PreTrainedModel) -> Any:
-    return model.config.get_text_config()
-
-
-def num_layers(model: PreTrainedModel) -> int:
-    return text_config(model).num_hidden_layers
-
-
-def family(model: PreTrainedModel) -> str:
-    return model.config.model_type
-
-
-def capture(
-    model: PreTrainedModel,
-    ids_BT: Tensor,
-    layers: frozenset[int],
-    *,
-    positions_BT: Tensor | None = None,
-    memory: Prefix | None = None,
-    pre_rope: bool = False,
-    gradient: bool = False,
-    role: str | None = None,
-) -> dict[int, attention.AttentionRecord]:
-    """Runs `model` just far enough to see attention at `layers`, without a cache; gradients flow.
-
-    `pre_rope`: also queries and keys before RoPE; `gradient`: with theirs.
-
-    `positions_BT` None: 0, 1, 2 ...; right padding needs no mask, since text never sees what follows it.
-    """
-    watch = attention.AttentionCapture(layers, pre_rope=pre_rope, gradient=gradient, stop=True)
-    if positions_BT is None:
-        positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    with contextlib.suppress(attention.StopForward):
-        extra: Any = {} if role is None else {"role": role}
-        model(ids_BT, position_ids=positions_BT, use_cache=False, memory=memory, watch=watch, **extra)
-    return watch.seen
-
-
-def watch(
-    model: PreTrainedModel,
-    ids_BT: Tensor,
-    layers: frozenset[int],
-    positions_BT: Tensor,
-    mask_BT: Tensor,
-    memory: Prefix,
-    role: str | None,
-) -> dict[int, Tensor]:
-    """hidden_BTC that enters attention at `layers`, in one pass that reads `memory`."""
-    seen = attention.AttentionCapture(layers, stop=True)
-    extra: Any = {} if role is None else {"role": role}
-    with contextlib.suppress(attention.StopForward):
-        model(
-            ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            use_cache=False,
-            memory=memory,
-            watch=seen,
-            **extra,
-        )
-    return seen.hidden
 
 
 def prove(model: PreTrainedModel) -> Proof:
@@ -257,13 +183,11 @@ def _generate(model: PreTrainedModel, text_BT: Tensor, mask_BT: Tensor, prefix: 
 
 def _decode(model: PreTrainedModel, row_BT: Tensor, num_prompt: int, prefix: LayerPrefix, cache: Any) -> Tensor:
     """logits_TV of a prompt and then of single tokens, as `lm/decode.py` computes them; a capture looks on."""
-    from remanence.lm.cached_prefix import Resident
-
     name = cache_keyword(model)
     positions_BT = prefix.offset_tokens + _range(row_BT)
     logits, memory = [_prefill(model, row_BT[:, :num_prompt], positions_BT[:, :num_prompt], prefix, cache)], prefix
     if not isinstance(cache, StaticCache):
-        memory = Resident(model, cache, padded=False).place(prefix)
+        memory = CachedPrefix(model, cache, padded=False).place(prefix)
     for i in range(num_prompt, row_BT.shape[1]):
         given: Any = {name: cache} if memory is None else {name: cache, "memory": memory}
         step = slice(i, i + 1)

@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 
 from remanence.errors import ContextTooLong
 
-READS_OR_WRITES = ("memory", "watch", "tap")
+READS_OR_WRITES = ("memory", "watch", "layer_hook")
 """Arguments of a forward pass that takes memory, or shows what memory is made of."""
 
 _limits: WeakKeyDictionary[PreTrainedModel, int | None] = WeakKeyDictionary()

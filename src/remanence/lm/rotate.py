@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from remanence.errors import UnsupportedModel
 from remanence.lm import attention
-from remanence.lm.proof import capture, text_config
+from remanence.lm.capture import capture, text_config
 
 TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between a moved key and the key computed there, as a part of the largest key; else 1e-4."""

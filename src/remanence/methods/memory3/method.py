@@ -11,8 +11,8 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.lm.attention import AttentionRecord, attention_mass
+from remanence.lm.capture import capture
 from remanence.lm.lm import LM
-from remanence.lm.proof import LayerPrefix, capture
 from remanence.lm.rotate import move_keys
 from remanence.methods.base import MemorySource, Method, Prompt, Reading
 from remanence.methods.memory3.layout import (
@@ -25,7 +25,7 @@ from remanence.methods.memory3.layout import (
     visible_columns,
 )
 from remanence.methods.memory3.selection import attention_received, select, take
-from remanence.types import KV, ExplicitMemory, Hit
+from remanence.types import KV, ExplicitMemory, Hit, LayerPrefix
 
 
 @dataclass(frozen=True)

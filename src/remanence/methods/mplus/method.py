@@ -14,10 +14,10 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.lm.attention import attention_mass
+from remanence.lm.capture import capture, capture_hidden
 from remanence.lm.decode import pad_left
 from remanence.lm.hidden_states import Outputs, make_rows, norm_of, prove_rows, rows_to_kv
 from remanence.lm.lm import LM
-from remanence.lm.proof import LayerPrefix, capture, watch
 from remanence.methods.base import MemorySource, Method, Prompt, Reading
 from remanence.methods.mplus import dropping
 from remanence.methods.mplus.bank_pool import BankPool
@@ -29,7 +29,7 @@ from remanence.methods.mplus.pool import Pool, PoolHistory, replaced, seeded
 from remanence.methods.mplus.prefix import PoolPrefix
 from remanence.methods.mplus.rankers import Ranker, RankerInput, by_write, relevance, trained
 from remanence.methods.mplus.retriever import scores
-from remanence.types import Hit
+from remanence.types import Hit, LayerPrefix
 
 if TYPE_CHECKING:
     from remanence.bank import Bank
@@ -248,7 +248,7 @@ class MPlus(Method):
         ids_BT, mask_BT = pad_left(prompts, lm.device)
         prefix, L = self.prefix(lm, [pool], mask_BT), lm.dims.num_layers
         positions_BT = prefix.offset_tokens + (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        hidden = watch(lm.model, ids_BT, frozenset(range(L)), positions_BT, mask_BT, prefix, self.role)
+        hidden = capture_hidden(lm.model, ids_BT, frozenset(range(L)), positions_BT, mask_BT, prefix, self.role)
         modules, K = self.modules(lm), self.config.write_rows
         inputs = [RankerInput(lm, modules, layer, hidden[layer], mask_BT) for layer in range(L)]
         return torch.stack([relevance(one, pool, K) for one in inputs]).mean(0).tolist()
