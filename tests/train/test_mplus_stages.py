@@ -69,7 +69,7 @@ def test_a_stage_with_a_smaller_pool_keeps_the_newest_rows(tmp_path: Path):
     assert torch.equal(run.pool.row_LNC, pool_LNC[:, -24:])
     assert run.pool.born_LN.shape == (2, 24)
     larger = start_mplus_run(tiny("mplus/stage2", method={**method, "pool_blocks": 5}), "tiny", None, tmp_path)
-    with pytest.raises(InputError, match="has 32 rows, stage2 asks for 40"):
+    with pytest.raises(InputError, match="has 32 rows, stage2 needs 40"):
         begin_after(larger, "stage1")
 
 

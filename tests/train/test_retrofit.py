@@ -304,7 +304,7 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, bases: Path):
 def test_a_warm_up_of_nano_becomes_a_model_and_gets_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lm_module.proof, "prove", lambda model: None)  # random tiny weights prove nothing
     recipe, folder = replace(smaller(nano()), stages=("warmup", "export")), tmp_path / "nano"
-    with pytest.raises(InputError, match="holds no checkpoint of continual or warmup"):
+    with pytest.raises(InputError, match="holds no checkpoint of warmup"):
         export_nano(start_run(recipe, None, folder))
     run_stage(start_run(recipe, None, folder), "warmup", 3, False)
     export_nano(start_run(recipe, None, folder), HeadRecipe(layers=(0, 1), dim=8, groups=10, heldout_groups=4, steps=2))
