@@ -96,16 +96,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "starcoder2": {},
 }
 
-ONLY_NEWER = {"gpt2", "olmoe"}
-"""Before transformers 5 their attention does not pass keyword arguments on, so memory never arrives: refused."""
-
-IS_OLD = transformers.__version__.startswith("4.")
-
-FAMILIES = [
-    name
-    for name in _SPECIAL
-    if name in CONFIG_MAPPING and name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (IS_OLD and name in ONLY_NEWER)
-]
+FAMILIES = [name for name in _SPECIAL if name in CONFIG_MAPPING and name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
 
 
 def config(name: str, **overrides: Any) -> Any:

@@ -289,7 +289,7 @@ def gradients(*, checkpoint: bool) -> list[Tensor]:
     return [grad for grad in [*into_memory, *(p.grad for p in model.parameters())] if grad is not None]
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # its new name is not in 4.57
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # its new name is not in older versions
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     plain, checkpointed = gradients(checkpoint=False), gradients(checkpoint=True)
     assert len(plain) == len(checkpointed) == 6 + len(list(tiny_model(num_layers=3).parameters()))
@@ -313,7 +313,7 @@ def test_writing_has_the_gradient_of_having_the_text_in_context() -> None:
         torch.testing.assert_close(one, p.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo on transformers 4.57
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo on older versions
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_in_one_graph(backend: str) -> None:
     model = attention.prepare(tiny_model(backend=backend))
