@@ -57,7 +57,7 @@ MODEL = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"
 OPTIONAL = {"matplotlib", "tensorboard", "pypdf", "sentence_transformers", "peft", "scipy", "pandas"}
 SHOWN = {"rich"}
 STORE = {"pyarrow", "lancedb", "numpy"}
-BANK = (MODEL - {"torch", "safetensors"}) | OPTIONAL
+BANK = (MODEL - {"safetensors"}) | OPTIONAL
 HELP = MODEL | OPTIONAL | STORE | {"packaging"}
 
 
@@ -71,12 +71,14 @@ def test_every_module_imports_with_the_core_dependencies_alone() -> None:
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank of one text."""
-    from remanence.bank import Bank, Draft
+    """A bank of one text with a memory."""
+    from remanence.bank import Bank, NewChunk
+    from tests.bank.helpers import FINGERPRINT, make_memory
 
     folder = tmp_path_factory.mktemp("imports") / "bank"
     with Bank.open(folder) as opened:
-        opened.add([Draft("The gate's code is 4417.", num_tokens=8)])
+        ((id, _),) = opened.add([NewChunk("The gate's code is 4417.", num_tokens=8)])
+        opened.put_memories(FINGERPRINT, [id], [make_memory(0)])
     return folder
 
 
@@ -115,9 +117,13 @@ def test_a_command_imports_what_it_uses(arguments: list[str], code: int, unused:
     assert not packages & unused
 
 
-def test_ask_prints_json_without_what_it_does_not_use(bank: Path) -> None:
+def test_ask_prints_json_without_what_it_does_not_use(tmp_path: Path) -> None:
+    from remanence.bank import Bank, NewChunk
+
+    with Bank.open(tmp_path / "bank") as opened:
+        opened.add([NewChunk("The gate's code is 4417.", num_tokens=8)])
     arguments = ["ask", "What is the gate's code?", "--model", "tiny", "--max-tokens", "2", "--json"]
-    code, packages = packages_after(arguments, bank.parent)
+    code, packages = packages_after(arguments, tmp_path)
     assert code == 0
     assert {"torch", "transformers", "pyarrow"} <= packages
     assert not packages & (SHOWN | OPTIONAL)
@@ -132,7 +138,6 @@ def test_ask_prints_json_without_what_it_does_not_use(bank: Path) -> None:
         ["bank", "search", "gate", "--kind", "lexical"],
         ["bank", "show", "0123456789abcdef"],
         ["bank", "forget", "0123456789abcdef", "--yes"],
-        ["bank", "verify", "--no-model"],
         ["bank", "compact"],
         ["bank", "export", "texts.jsonl"],
         ["doctor", "--json"],

@@ -246,13 +246,16 @@ class Bank:
         *,
         fingerprint: str | None = None,
         tolerance: float = 0.02,
+        decode: bool = True,
     ) -> VerifyReport:
         """Checks every file, row and payload; `recompute` makes a sample of memories from their text again.
+
+        `decode` False: payloads are compared with their checksums and not decoded, which needs no torch.
 
         `fingerprint` says whose, where the bank holds those of several. A memory may differ by
         `tolerance` of its largest value (bfloat16 and int8 round).
         """
-        return verification.verify(self._parts, recompute, sample, fingerprint, tolerance)
+        return verification.verify(self._parts, recompute, sample, fingerprint, tolerance, decode)
 
     @property
     def is_open(self) -> bool:

@@ -215,13 +215,18 @@ def decode_row(row: dict[str, Any], fingerprint: str) -> Memory:
     """BankCorrupted where the checksum does not hold; then nothing of the payload is read."""
     from remanence.bank.codecs import decode  # with torch, which a look into a bank does not need
 
+    check_row(row, fingerprint)
+    return decode(row["payload"], row["codec"])
+
+
+def check_row(row: dict[str, Any], fingerprint: str) -> None:
+    """BankCorrupted where the checksum does not hold. Nothing is decoded."""
     expected = payload_checksum(fingerprint, row["id"], row["namespace"], row["codec"], row["payload"])
     if row["checksum"] != expected:
         raise BankCorrupted(
             f"the memory of chunk {row['id']!r} is not what was written: its checksum does not hold",
             "its text is kept apart: `remanence bank export`, then `bank import` into a new bank, writes it again",
         )
-    return decode(row["payload"], row["codec"])
 
 
 # --- vectors ----------------------------------------------------------------------------------

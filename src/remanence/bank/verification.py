@@ -11,7 +11,7 @@ from remanence.bank.chunks import live_ids, require_live
 from remanence.bank.compaction import orphans
 from remanence.bank.lance import bank_errors, run
 from remanence.bank.maintenance import BankParts
-from remanence.bank.memories import HEAD, decode_row, memories_table, with_payloads
+from remanence.bank.memories import HEAD, check_row, decode_row, memories_table, with_payloads
 from remanence.bank.new_chunk import content_hash
 from remanence.bank.pool_files import pool_files, pool_problems
 from remanence.bank.reports import VerifyReport
@@ -26,7 +26,12 @@ MAX_PROBLEMS = 100
 
 
 def verify(
-    parts: BankParts, recompute: Recompute | None, sample: int, fingerprint: str | None, tolerance: float
+    parts: BankParts,
+    recompute: Recompute | None,
+    sample: int,
+    fingerprint: str | None,
+    tolerance: float,
+    decode: bool = True,
 ) -> VerifyReport:
     """See `Bank.verify`. Files are checked first: where one is damaged, Lance is not asked to read it."""
     context, problems, files = parts.context, [], 0
@@ -43,7 +48,7 @@ def verify(
     try:
         num_chunks = _check_rows(parts, CHUNKS_TABLE, _chunk_problem, problems)
         for entry in store.meta.of_kind("memories").values():
-            check = partial(_memory_problem, fingerprint=entry["fingerprint"])
+            check = partial(_memory_problem, fingerprint=entry["fingerprint"], decode=decode)
             num_memories += _check_rows(parts, memories_table(entry["fingerprint"]), check, problems)
         num_vectors = sum(context.count(name) for name in store.meta.of_kind("vectors"))
         problems += [f"{name}: {len(ids)} rows have no chunk" for name, ids in orphans(context).items()]
@@ -98,9 +103,9 @@ def _chunk_problem(columns: dict[str, Any]) -> str | None:
     return None if (row.hash, row.chunk.id) == (hash, hash[:16]) else f"{row.chunk.id!r} is not the id of its text"
 
 
-def _memory_problem(row: dict[str, Any], fingerprint: str) -> str | None:
+def _memory_problem(row: dict[str, Any], fingerprint: str, decode: bool) -> str | None:
     try:
-        decode_row(row, fingerprint)
+        (decode_row if decode else check_row)(row, fingerprint)
     except BankError as error:
         return error.message
     return None

@@ -179,7 +179,7 @@ def bank(path: Path, namespace: str, lm: LM | None, method: str) -> Iterator[Che
 def _verified(opened: Any) -> Iterator[Check]:
     from remanence.bank.pool_files import remedy
 
-    report = opened.verify()
+    report = opened.verify(decode=False)
     if report.ok:
         counted = f"{report.num_files:,} files and {report.num_memories:,} memories are as they were written"
         yield Check("bank contents", "ok", counted)
