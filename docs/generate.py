@@ -13,8 +13,9 @@ import dataclasses
 import inspect
 import posixpath
 import re
+import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "remanence"
@@ -100,7 +101,7 @@ def methods_page() -> str:
 
 
 def method_section(name: str, cls: Any) -> str:
-    config = get_type_hints(cls)["config"]
+    config = getattr(sys.modules[cls.__module__], inspect.get_annotations(cls)["config"])
     presets = ", ".join(f"`{name}:{preset}`" for preset in cls.presets)
     rows = (f"| `{field.name}` | {setting(field)} |" for field in dataclasses.fields(config))
     about = [inspect.cleandoc(each.__doc__ or "") for each in (cls, config)]
@@ -126,10 +127,10 @@ def commands(command: Any, path: str = "remanence") -> list[tuple[str, Any]]:
 def command_line_page() -> str:
     import typer
 
-    from remanence.cli.app import EPILOG, app
+    from remanence.cli.app import EPILOG, build
 
     parts = [INTRO_CLI, EPILOG + "\n"]
-    for path, command in commands(typer.main.get_command(app)):
+    for path, command in commands(typer.main.get_command(build())):
         parts.append(command_section(path, command))
     return "\n".join(parts)
 

@@ -100,9 +100,9 @@ def test_no_command_hides_in_a_block_of_another_language(page):
 def test_commands_that_are_not_run_have_options_that_exist():
     import typer
 
-    from remanence.cli.app import app
+    from remanence.cli.app import build
 
-    known = dict(GENERATE.commands(typer.main.get_command(app)))
+    known = dict(GENERATE.commands(typer.main.get_command(build())))
     lines = [line for page in PAGES for code in not_run(page) for line in code.splitlines()]
     for line in lines:
         words = shlex.split(line)
@@ -155,11 +155,11 @@ def test_the_table_of_files_shows_every_module_with_its_own_sentence():
 def test_the_command_line_page_shows_what_help_shows(capsys):
     import typer
 
-    from remanence.cli.app import app
+    from remanence.cli.app import build
 
     page = GENERATE.command_line_page()
     sections = dict(re.findall(r"^##+ `(remanence[^`]*)`\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
-    commands = GENERATE.commands(typer.main.get_command(app))
+    commands = GENERATE.commands(typer.main.get_command(build()))
     assert sections.keys() == {path for path, _ in commands}
     for path, _ in commands:
         assert cli.run([*path.split()[1:], "--help"]) == 0

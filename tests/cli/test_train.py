@@ -22,7 +22,7 @@ def test_bad_input_is_one_line_and_code_2(call):
     for wrong, told in (
         (["nonsense"], "no recipe is called 'nonsense'"),
         (["--stage", "nonsense"], "nano has no stage 'nonsense'"),
-        (["--at", "70b"], "nano is not made at size '70b' -> use --at nano"),
+        (["--at", "70b"], "nano has no size '70b' -> use --at nano"),
         (["retrofit", "--dry-run", "--start", "nothing"], "the shape of 'nothing' is not known"),
         (["mplus/stage2", "--out", "nothing"], "stage2 begins with the weights of stage1, which 'nothing' does not"),
         (["retrofit"], "no model to begin with -> give --start"),

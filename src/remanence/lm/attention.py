@@ -115,9 +115,9 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         layer = layer_of(model, module)
         layer.register_forward_pre_hook(partial(_enter, index), with_kwargs=True)
         layer.register_forward_hook(partial(_leave, index), with_kwargs=True)
-    if hasattr(model, "prepare_inputs_for_generation"):
-        own: Any = model.prepare_inputs_for_generation
-        setattr(model, "prepare_inputs_for_generation", GenerationInputs(own))  # noqa: B010, nn.Module types it as a module
+    own: Any = getattr(model, "prepare_inputs_for_generation", None)
+    if own is not None and not isinstance(own, GenerationInputs):  # a trained model may be prepared again
+        setattr(model, "prepare_inputs_for_generation", GenerationInputs(own))  # noqa: B010 (nn.Module types it otherwise)
     return model
 
 

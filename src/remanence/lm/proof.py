@@ -36,7 +36,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 
 @dataclass(frozen=True)
 class ProofSize:
-    """How many tokens a proof takes: of memory, of text, of padding in front of its second row, and decoding steps."""
+    """How many tokens a proof takes: of memory, of text, of padding in front of it, and decoding steps."""
 
     memory: int
     text: int
@@ -44,7 +44,7 @@ class ProofSize:
     steps: int
 
 
-SHORT, LONG = ProofSize(6, 4, 2, 2), ProofSize(24, 16, 5, 12)
+SHORT, LONG = ProofSize(5, 3, 1, 2), ProofSize(24, 16, 5, 12)
 """Whenever a model is loaded, and with a library that is newer than any tested."""
 
 
@@ -87,21 +87,12 @@ def prove(model: PreTrainedModel) -> Proof:
 
 
 def _measure(model: PreTrainedModel, size: ProofSize, *, thorough: bool) -> Proof:
-    """Raises UnsupportedModel at the first path whose error is too large.
-
-    The second row is the first one without its first tokens, so padded on the left.
-    """
-    N, T, P, S = size.memory, size.text, size.padding, size.steps
-    ids_BT = _random_ids(model, N + T + S)
-    row_BT, text_BT = ids_BT[:, N:], ids_BT[:, N : N + T].repeat(2, 1)
-    padded_BT = torch.cat([ids_BT[:, :N], row_BT[:, P:], torch.zeros_like(row_BT[:, :P])], dim=1)
-    truth_BTV, prefix = _in_context(model, torch.cat([ids_BT, padded_BT]), N)
-    truth_TV, padded_TV = truth_BTV[0], truth_BTV[1]
-    answer_BSV = torch.stack([truth_TV[T - 1 :], padded_TV[T - P - 1 : T - P + S]])
-
-    mask_BT = torch.ones_like(text_BT)
-    mask_BT[1, :P] = 0
-    read_TV, alone_TV = _read(model, row_BT, prefix)
+    """Raises UnsupportedModel at the first path whose error is too large."""
+    N, T, P = size.memory, size.text, size.padding
+    ids_BT = _random_ids(model, N + T + size.steps)
+    row_BT = ids_BT[:, N:]
+    truth_TV, prefix = _in_context(model, ids_BT, N)
+    read_TV, padded_TV, alone_TV = _read(model, row_BT, prefix, P)
     effect = float((alone_TV - truth_TV).abs().max())
     allowed = TOLERANCE.get(model.dtype, 1e-3) * max(1.0, float(truth_TV.abs().max()))
     # Also against the effect of the text itself: a model that drops memory must not pass by having tiny logits.
@@ -113,28 +104,25 @@ def _measure(model: PreTrainedModel, size: ProofSize, *, thorough: bool) -> Proo
             raise _refusal(model, f"logits differ by {errors[path]:.2g} (allowed {limit:.2g}) {path}")
 
     check("in one pass", read_TV, truth_TV)
+    check("in a padded row", padded_TV, truth_TV[:-P])
     check("while tokens are decoded with a cache", _decode(model, row_BT, T, prefix, roomy_cache(model)), truth_TV)
-    generated_BSV = _generate(model, text_BT * mask_BT, mask_BT, prefix, row_BT[0, T:])
-    check("in generate() of transformers with a padded row", generated_BSV, answer_BSV)
+    check("in generate() of transformers", _generate(model, row_BT, T, P, prefix), truth_TV[T - 1 :])
     for path, logits_TV in _thorough(model, row_BT, T, prefix) if thorough else ():
         check(path, logits_TV, truth_TV)
     return Proof(max(errors.values()), effect, allowed, errors)
 
 
 def _in_context(model: PreTrainedModel, ids_BT: Tensor, num_memory: int) -> tuple[Tensor, LayerPrefix]:
-    """logits_BTV behind the first `num_memory` tokens, in one pass, and those tokens' keys and values as a prefix."""
-    watch, layers, T = (
-        attention.AttentionCapture(frozenset(range(num_layers(model)))),
-        num_layers(model),
-        ids_BT.shape[1] - num_memory,
-    )
-    positions_BT = _range(ids_BT)
-    truth_BTV = model(ids_BT, position_ids=positions_BT, use_cache=False, logits_to_keep=T, watch=watch).logits
+    """logits_TV behind the first `num_memory` tokens, in one pass, and those tokens' keys and values as a prefix."""
+    layers, T = num_layers(model), ids_BT.shape[1] - num_memory
+    watch = attention.AttentionCapture(frozenset(range(layers)))
+    given: Any = {"position_ids": _range(ids_BT), "use_cache": False, "logits_to_keep": T, "watch": watch}
+    truth_BTV = model(ids_BT, **given).logits
     if len(watch.seen) < layers:
         raise _refusal(
             model, f"only {len(watch.seen)} of {layers} layers have attention that memory can reach (a hybrid?)"
         )
-    return truth_BTV.float(), _prefix(watch.seen, num_memory)
+    return truth_BTV[0].float(), _prefix(watch.seen, num_memory)
 
 
 def _prefix(seen: Mapping[int, attention.AttentionRecord], num_tokens: int) -> LayerPrefix:
@@ -144,14 +132,17 @@ def _prefix(seen: Mapping[int, attention.AttentionRecord], num_tokens: int) -> L
     return LayerPrefix(tuple(kvs), num_tokens)
 
 
-def _read(model: PreTrainedModel, row_BT: Tensor, prefix: LayerPrefix) -> tuple[Tensor, Tensor]:
-    """logits_TV of one text that sees the prefix, and of the same text where it is hidden, in one pass."""
+def _read(model: PreTrainedModel, row_BT: Tensor, prefix: LayerPrefix, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of three rows of one pass: a text, the same padded on the left, and the same where memory is hidden."""
     T, N = row_BT.shape[1], prefix.offset_tokens
-    visible_BTM = torch.tensor([True, False], device=row_BT.device)[:, None, None].expand(2, T, N)
+    visible_BTM = torch.tensor([True, True, False], device=row_BT.device)[:, None, None].expand(3, T, N)
     memory = LayerPrefix(tuple(KV(kv.key_BGMD, kv.value_BGMD, visible_BTM) for kv in prefix.kvs if kv is not None))
-    positions_BT = N + _range(row_BT)
-    logits_BTV = model(row_BT.repeat(2, 1), position_ids=positions_BT, use_cache=False, memory=memory).logits.float()
-    return logits_BTV[0], logits_BTV[1]
+    ids_BT, mask_BT = row_BT.repeat(3, 1), torch.ones_like(row_BT).repeat(3, 1)
+    ids_BT[1] = row_BT[0].roll(padding)
+    mask_BT[1, :padding] = 0
+    given: Any = {"attention_mask": mask_BT, "position_ids": N + (mask_BT.cumsum(1) - 1).clamp(min=0)}
+    logits_BTV = model(ids_BT * mask_BT, use_cache=False, memory=memory, **given).logits.float()
+    return logits_BTV[0], logits_BTV[1, padding:], logits_BTV[2]
 
 
 class _Forced(LogitsProcessor):
@@ -165,18 +156,22 @@ class _Forced(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill(1, self.token_S[step], 0.0)
 
 
-def _generate(model: PreTrainedModel, text_BT: Tensor, mask_BT: Tensor, prefix: Prefix, token_S: Tensor) -> Tensor:
-    """logits_BSV that transformers' generate() has after the text and each of `token_S`.
+def _generate(model: PreTrainedModel, row_BT: Tensor, num_prompt: int, padding: int, prefix: Prefix) -> Tensor:
+    """logits_TV that transformers' generate() has after a padded prompt and each further token of `row_BT`.
 
     The model's own generation settings take no part.
     """
+    token_S = row_BT[0, num_prompt:]
+    ids_BT = torch.cat([row_BT[:, :1].expand(1, padding), row_BT[:, :num_prompt]], dim=1)
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[:, :padding] = 0
     plain = GenerationConfig(max_new_tokens=len(token_S) + 1, do_sample=False, pad_token_id=0)
     plain.output_logits = plain.return_dict_in_generate = True
-    forced: Any = LogitsProcessorList([_Forced(token_S, text_BT.shape[1])])
+    forced: Any = LogitsProcessorList([_Forced(token_S, ids_BT.shape[1])])
     given: Any = {"attention_mask": mask_BT, "memory": prefix, "generation_config": plain, "logits_processor": forced}
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        return torch.stack(model.generate(text_BT, **given).logits, dim=1).float()  # pyright: ignore
+        return torch.cat(model.generate(ids_BT, **given).logits).float()  # pyright: ignore
     finally:
         model.generation_config = own
 
@@ -197,14 +192,16 @@ def _decode(model: PreTrainedModel, row_BT: Tensor, num_prompt: int, prefix: Lay
 
 def _prefill(model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor, prefix: Prefix, cache: Cache) -> Tensor:
     """Logits of a prompt that goes into `cache` while a capture looks on. UnsupportedModel where that changes it."""
-    watch = attention.AttentionCapture(frozenset(range(num_layers(model))), pre_rope=True)
+    last = num_layers(model) - 1
+    few = frozenset([0, min(1, last), last])  # each costs a second pass of its attention
+    watch = attention.AttentionCapture(few, pre_rope=True)
     given: Any = {cache_keyword(model): cache, "memory": prefix}
     try:
         logits_BTV = model(ids_BT, position_ids=positions_BT, use_cache=True, watch=watch, **given).logits
     except UnsupportedModel:  # this family hides its rotation; nothing is in the cache yet
         watch = attention.AttentionCapture(watch.layers)
         logits_BTV = model(ids_BT, position_ids=positions_BT, use_cache=True, watch=watch, **given).logits
-    for layer in watch.layers:
+    for layer in range(last + 1):
         length = int(cache.get_seq_length(layer))
         if length != ids_BT.shape[1]:
             raise _refusal(
@@ -220,7 +217,7 @@ def _thorough(
     for backend in attention.BACKENDS if model._supports_sdpa else ("eager",):
         with attention.backend(model, backend):
             caches = DynamicCache(config=model.config), StaticCache(model.config, max_cache_len=row_BT.shape[1] + 1)
-            yield f"in one pass with {backend}", _read(model, row_BT, prefix)[0]
+            yield f"in one pass with {backend}", _read(model, row_BT, prefix, LONG.padding)[0]
             for cache in caches:
                 kind = type(cache).__name__
                 yield f"while decoding with {backend} and {kind}", _decode(model, row_BT, num_prompt, prefix, cache)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 
+import torch
+import transformers
 from packaging.version import Version
 
 TESTED = {"torch": "2.13", "transformers": "5.24"}
@@ -18,7 +19,7 @@ class UntestedVersion(UserWarning):
 
 def untested(installed: Mapping[str, str] | None = None) -> str:
     """The libraries that are newer than TESTED, with both versions, in words; empty where there are none."""
-    installed = installed or {name: version(name) for name in TESTED}
+    installed = installed or {"torch": torch.__version__, "transformers": transformers.__version__}
     newer = [name for name, tested in TESTED.items() if Version(installed[name]).release[:2] > Version(tested).release]
     return ", ".join(f"{name} {installed[name]} (tested up to {TESTED[name]})" for name in newer)
 
