@@ -12,7 +12,7 @@ from tests.train.tiny_runs import LOSSES, STEPS, all_losses
 
 ROUNDING = 2e-4
 """Largest difference of a step's loss, as a part of it: three times what was measured between AVX-512 (the stored
-losses), AVX2 and no vector instructions (`ATEN_CPU_CAPABILITY`), 6.3e-5. One or two threads made no difference."""
+losses), AVX2 and no vector instructions (`ATEN_CPU_CAPABILITY`), 6.3e-5."""
 
 GROWN_FROM = {"mplus/stage2": 10, "mplus/stage3": 0}
 """Steps from which rounding has grown into other rows being retrieved: stages that follow another with large steps."""

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from remanence.errors import InputError
 from remanence.train.core import parallel
@@ -67,8 +69,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     state = {f"{part}/{name}": t for part in PARTS for name, t in getattr(checkpoint, part).items()}
     try:
         with _quiet():
-            writer = dcp.HuggingFaceStorageWriter(str(fresh), save_distributed=True)
-            dcp.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
+            writer = HuggingFaceStorageWriter(str(fresh), save_distributed=True)
+            save_state(state, storage_writer=writer, no_dist=not dist.is_initialized())
         if not parallel.rank():
             (fresh / "progress.json").write_text(json.dumps(checkpoint.progress, indent=1), encoding="utf-8")
             _replace(folder, fresh)
@@ -143,7 +145,7 @@ def load(folder: Path, masters: Mapping[str, Tensor] | None = None) -> Checkpoin
 
 
 def _tensors(place: Path, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    reader = dcp.HuggingFaceStorageReader(str(place))
+    reader = HuggingFaceStorageReader(str(place))
     state: dict[str, Tensor] = {}
     for key, entry in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata)
@@ -153,7 +155,7 @@ def _tensors(place: Path, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             state[key] = torch.empty(entry.size, dtype=dtype)
     with _quiet():
-        dcp.load(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
+        load_state(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
     return state
 
 
