@@ -77,7 +77,6 @@ def test_the_page_fits_in_two_screens(readme):
     assert max(map(len, lines)) <= 120
 
 
-@pytest.mark.skipif(not (SOURCE / "ingest.py").exists(), reason="the tree is the one after the packages have moved")
 @pytest.mark.parametrize("readme", READMES)
 def test_the_tree_shows_what_is_there(readme):
     (tree,) = blocks(readme, "text")
